@@ -1,0 +1,1 @@
+"""The compiled kernels; :mod:`qafila.quant` is the way to reach them."""

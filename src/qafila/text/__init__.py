@@ -1,0 +1,1 @@
+"""Text: tokenizers, messages, chat formats, tool calls. Imports nothing else of ours."""

@@ -1,0 +1,1 @@
+"""Weights on disk: readers and writers of every format, names, the model cache."""

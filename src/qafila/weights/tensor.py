@@ -27,7 +27,8 @@ class Tensor:
 
     def __post_init__(self) -> None:
         expected = self.dtype.nbytes(self.shape)
-        assert self.data.dtype == np.uint8 and self.data.ndim == 1 and self.data.size == expected
+        assert self.data.dtype == np.uint8, self.data.dtype
+        assert self.data.shape == (expected,), self.data.shape
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,410 @@
+"""`Llama`: a loaded model one can talk to from Python, in a few lines.
+
+from qafila import Llama
+
+llama = Llama.load("default")
+for piece in llama.chat([{"role": "user", "content": "Name three colours."}], stream=True):
+    print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from qafila.config import ModelConfig
+from qafila.errors import ChatError, ContextLengthError, UsageError
+from qafila.sampling import SamplingParams
+from qafila.text.chat_format import ChatFormat
+from qafila.text.formats import CodeLlamaInfill, chat_format, detect_format
+from qafila.text.messages import Message, ToolSchema
+from qafila.text.tokenizer import Tokenizer
+from qafila.weights.hub import resolve
+from qafila.weights.load import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from qafila.model.cache import KVCache
+    from qafila.model.generate import GeneratedToken
+    from qafila.model.llama import LlamaModel
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+# Llama 2's reference chat (facebookresearch/llama, example_chat_completion.py); used where a checkpoint states nothing.
+DEFAULT_TEMPERATURE = 0.6
+DEFAULT_TOP_P = 0.9
+
+
+class Options(TypedDict, total=False):
+    """How to generate. What is left out (or None) follows the checkpoint, then temperature 0.6 and top-p 0.9.
+
+    ``max_tokens``: most tokens to generate (default: up to the context's end). ``stop``: a string, or several, that end
+    the answer. ``seed``: of the random numbers (default: a fresh one). The rest is `qafila.sampling.SamplingParams`.
+    """
+
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What one generation gave.
+
+    Attributes:
+        text: the answer, without stop tokens and stop strings.
+        ids: its token ids, the stop token included where there was one.
+        prompt_ids: the ids the model was given.
+        logprobs: log-probability (natural) of each id under the model.
+        finish_reason: ``stop`` (a stop token or string), ``length`` (``max_tokens`` or the context ran out) or
+            ``cancelled`` (the stream was stopped).
+        seed: what the random numbers came from; the same seed gives the same answer.
+        message: the answer as a message, tool calls parsed; only from `Llama.chat`. It keeps its ids, so that the next
+            turn begins with exactly the tokens of this one.
+        prompt_seconds: time until the first token. seconds: time in all.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    seed: int
+    message: Message | None = None
+    prompt_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Stream:
+    """Pieces of text as they are generated; afterwards ``result`` is the whole completion.
+
+    Closing it (or leaving the loop) stops the generation; ``result`` then holds what there is.
+    """
+
+    _pieces: Iterator[str]
+    _finish: Callable[[], Completion]
+    _result: Completion | None = field(default=None, init=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    @property
+    def result(self) -> Completion:
+        """The completion so far; asks for the rest first when nothing stopped the stream."""
+        for _ in self._pieces:
+            pass
+        if self._result is None:
+            self._result = self._finish()
+        return self._result
+
+    def stop(self) -> Completion:
+        """Stop generating and give what there is."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+        return self.result
+
+
+class Llama:
+    """A model, its tokenizer and its chat format, ready to answer.
+
+    Not safe for use by several threads at once: it keeps the KV cache of the last call, so that a conversation that
+    goes on computes only its new tokens.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: LlamaModel, format: ChatFormat | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.model = model
+        self._format = format
+        self._cache: KVCache | None = None
+        self._cached_ids: list[int] = []
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "default",
+        *,
+        format: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> Llama:
+        """Load a model.
+
+        Args:
+            source: ``default``, ``hf:owner/name``, a path, or the name of a pulled model.
+            format: a chat format by name; by default the checkpoint's own.
+            device: a torch device; by default CUDA where there is one, else the CPU.
+            dtype: ``float32``, ``bfloat16`` or ``float16``; by default bfloat16 on CUDA and float32 on the CPU.
+
+        Raises:
+            QafilaError: the model is not there, damaged, or too large for the memory.
+        """
+        checkpoint = open_checkpoint(resolve(str(source)))
+        named = chat_format(format, checkpoint.tokenizer) if format is not None else None
+        return cls(checkpoint, _load_model(checkpoint, device, dtype), named)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Shape and arithmetic of the model."""
+        return self.checkpoint.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.checkpoint.tokenizer
+
+    @property
+    def format(self) -> ChatFormat:
+        """The chat format: the named one, or the checkpoint's own.
+
+        Raises:
+            ChatError: the checkpoint has no chat format and none was named.
+        """
+        if self._format is None:
+            self._format = detect_format(self.checkpoint.chat_template, self.tokenizer)
+        return self._format
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat format to talk in; without one, `complete` still works."""
+        try:
+            return self.format is not None
+        except ChatError:
+            return False
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        tools: Sequence[ToolSchema | Mapping[str, Any]] = (),
+        **options: Unpack[Options],
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        tools: Sequence[ToolSchema | Mapping[str, Any]] = (),
+        **options: Unpack[Options],
+    ) -> Stream: ...
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        tools: Sequence[ToolSchema | Mapping[str, Any]] = (),
+        **options: Unpack[Options],
+    ) -> Completion | Stream:
+        """Answer a conversation.
+
+        Args:
+            messages: in order, as `Message` or as OpenAI's dicts; an answer of an earlier turn keeps its ids when its
+                ``completion.message`` is passed on.
+            stream: give a `Stream` of text pieces instead of the whole `Completion`.
+            tools: functions the model may call, as `ToolSchema` or OpenAI's dicts.
+            options: see `Options`.
+
+        Raises:
+            ChatError: the format cannot express the messages. ContextLengthError: they do not fit the context.
+            UsageError: an option that makes no sense.
+        """
+        parsed = tuple(m if isinstance(m, Message) else Message.from_dict(m) for m in messages)
+        schemas = tuple(t if isinstance(t, ToolSchema) else ToolSchema.from_dict(t) for t in tools)
+        chat = self.format
+        rendered = chat.render(parsed, tools=schemas)
+        stops = tuple(dict.fromkeys((*chat.stop_ids, *self.checkpoint.generation.stop_ids)))
+        run = self._generate(rendered.ids, stops, chat.stop_strings, options, parse=chat.parse)
+        return run if stream else run.result
+
+    @overload
+    def complete(
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> Completion: ...
+    @overload
+    def complete(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    def complete(
+        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Unpack[Options]
+    ) -> Completion | Stream:
+        """Continue a text (or token ids, taken as they are), outside any chat format.
+
+        A text gets the BOS its checkpoint asks for; text that looks like a special token is plain text.
+
+        Raises:
+            ContextLengthError: the prompt does not fit the context. UsageError: an option that makes no sense.
+        """
+        ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
+        if not ids and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id]  # nothing to continue: begin a text
+        run = self._generate(ids, self.checkpoint.generation.stop_ids, (), options)
+        return run if stream else run.result
+
+    def infill(self, prefix: str, suffix: str, *, spm: bool = False, **options: Unpack[Options]) -> Completion:
+        """Write what stands between ``prefix`` and ``suffix`` (Code Llama, and models with its infill tokens).
+
+        Args:
+            prefix: text before the gap. suffix: text after it.
+            spm: suffix-prefix-middle order instead of prefix-suffix-middle.
+            options: see `Options`.
+
+        Raises:
+            ChatError: the model has no infill tokens.
+        """
+        gap = CodeLlamaInfill(self.tokenizer)
+        stops = tuple(dict.fromkeys((*gap.stop_ids, *self.checkpoint.generation.stop_ids)))
+        return self._generate(gap.infill(prefix, suffix, spm=spm), stops, (), options).result
+
+    def logits(self, prompt: str | Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after each token of a text or of token ids: float32 ``[T, V]``, row t predicting token t + 1.
+
+        Raises:
+            ContextLengthError: the prompt does not fit the context.
+        """
+        import torch
+
+        ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
+        if not 0 < len(ids) <= self.config.context_length:
+            raise ContextLengthError(f"{len(ids)} tokens; the context holds 1 to {self.config.context_length}")
+        with torch.inference_mode():
+            result: npt.NDArray[np.float32] = self.model(torch.tensor([ids], device=self.model.device))[0].cpu().numpy()
+        return result
+
+    def _sampling(self, options: Options) -> SamplingParams:
+        stated = self.checkpoint.generation
+        defaults = {
+            "temperature": stated.temperature if stated.temperature is not None else DEFAULT_TEMPERATURE,
+            "top_p": stated.top_p if stated.top_p is not None else DEFAULT_TOP_P,
+            "top_k": stated.top_k,
+            "min_p": stated.min_p,
+            "repetition_penalty": stated.repetition_penalty,
+        }
+        chosen = {key: options.get(key) for key in defaults}
+        values = {key: defaults[key] if chosen[key] is None else chosen[key] for key in defaults}
+        return SamplingParams(**{key: value for key, value in values.items() if value is not None})  # type: ignore[arg-type]
+
+    def _generate(
+        self,
+        prompt_ids: Sequence[int],
+        stop_ids: Sequence[int],
+        stop_strings: Sequence[str],
+        options: Options,
+        parse: Callable[[Sequence[int]], Message] | None = None,
+    ) -> Stream:
+        from qafila.model.generate import generate
+
+        unknown = sorted(set(options) - set(Options.__annotations__))
+        if unknown:
+            raise UsageError(f"unknown option {unknown[0]!r} (there are {', '.join(Options.__annotations__)})")
+        stop = options.get("stop") or ()
+        seed = options.get("seed")
+        if seed is None:
+            seed = secrets.randbits(32)
+        run = _Run(tuple(prompt_ids), seed, parse)
+        shared = 0
+        for old, new in zip(self._cached_ids, prompt_ids, strict=False):
+            if old != new:
+                break
+            shared += 1
+        cache = self._cache if self._cache is not None else self.model.new_cache()
+        cache.truncate(min(shared, cache.length))
+        self._cache, self._cached_ids = cache, []
+        tokens = generate(
+            self.model,
+            prompt_ids,
+            params=self._sampling(options),
+            max_tokens=options.get("max_tokens"),
+            stop_ids=stop_ids,
+            stop_strings=(*stop_strings, *((stop,) if isinstance(stop, str) else stop)),
+            text_stream=self.tokenizer.stream(),
+            seed=seed,
+            cache=cache,
+        )
+
+        def pieces() -> Iterator[str]:
+            run.started = time.perf_counter()
+            try:
+                for token in tokens:
+                    run.take(token)
+                    if token.text:
+                        yield token.text
+            finally:
+                run.ended = time.perf_counter()
+                self._cached_ids = [*run.prompt_ids, *run.ids][: cache.length]
+
+        return Stream(pieces(), run.completion)
+
+
+@dataclass
+class _Run:
+    """What one generation has given so far."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+    parse: Callable[[Sequence[int]], Message] | None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "cancelled"
+    started: float = 0.0
+    first: float = 0.0
+    ended: float = 0.0
+
+    def take(self, token: GeneratedToken) -> None:
+        if not self.ids:
+            self.first = time.perf_counter()
+        self.ids.append(token.id)
+        self.logprobs.append(token.logprob)
+        self.text += token.text
+        if token.finish_reason is not None:
+            self.finish_reason = "length" if token.finish_reason == "length" else "stop"
+
+    def completion(self) -> Completion:
+        message = self.parse(self.ids) if self.parse is not None else None
+        return Completion(
+            text=self.text,
+            ids=tuple(self.ids),
+            prompt_ids=self.prompt_ids,
+            logprobs=tuple(self.logprobs),
+            finish_reason=self.finish_reason,
+            seed=self.seed,
+            message=message,
+            prompt_seconds=max(0.0, self.first - self.started),
+            seconds=max(0.0, self.ended - self.started),
+        )
+
+
+def _load_model(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> LlamaModel:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UsageError("running a model needs torch: pip install 'qafila[gpu]'") from None
+
+    from qafila.model.load import load_model
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.split(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r}: torch sees no CUDA device here")
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    if name not in types:
+        raise UsageError(f"dtype {name!r}: choose from {', '.join(types)}")
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device {device!r}: torch knows no such device") from None
+    return load_model(checkpoint.config, checkpoint.tensors, device=target, dtype=types[name], source=checkpoint.path)

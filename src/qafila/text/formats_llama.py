@@ -1,0 +1,506 @@
+"""Meta's own chat formats: Llama 2, Code Llama, Llama 3 to 3.3 and Llama 4, and Code Llama's infilling.
+
+Sources: meta-llama/llama generation.py, meta-llama/codellama generation.py and tokenizer.py, meta-llama/llama-models
+prompt_format.md and chat_format.py of each family.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from qafila.errors import ChatError
+from qafila.text.chat_format import ChatFormat, Rendered, TokenWriter, require_messages
+from qafila.text.messages import Message, ToolCall, ToolSchema
+from qafila.text.tokenizer import Tokenizer
+from qafila.text.tools import CODE_INTERPRETER, ToolFormat, is_builtin, parse_tool_calls, render_tool_calls
+
+
+class Llama2Format(ChatFormat):
+    """Llama 2 Chat and Code Llama Instruct 7B, 13B and 34B: ``<s>[INST] <<SYS>>...<</SYS>> user [/INST] answer </s>``.
+
+    Each turn has a BOS of its own, and an answer ends in a space before EOS: the reference encodes it so. Text with the
+    format's own tags in it is refused, as there.
+    """
+
+    name = "llama-2"
+    tags: ClassVar[tuple[str, ...]] = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return (self._eos(),)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSchema] = (),
+        add_generation_prompt: bool = True,
+        date: datetime.date | None = None,
+    ) -> Rendered:
+        self._refuse_tools(messages, tools)
+        self._refuse_tags(messages)
+        system, turns = self._alternating(messages, end_with_user=add_generation_prompt)
+        if self.tokenizer.bos_id is None:
+            raise ChatError(f"format {self.name}: the tokenizer has no BOS token; choose another chat format")
+        writer = TokenWriter(self.tokenizer)
+        for index, message in enumerate(turns):
+            if message.role == "user":
+                text = message.text
+                if index == 0 and system is not None:
+                    text = f"<<SYS>>\n{system}\n<</SYS>>\n\n{text}"
+                writer.token(self.tokenizer.bos_id)
+                writer.text(f"[INST] {text.strip()} [/INST]")
+            else:
+                if message.ids is None:
+                    writer.text(f" {message.text.strip()} ", learn=True)
+                    writer.token(self._eos(), learn=True)
+                else:
+                    writer.ids(message.ids, learn=True)
+                    if message.ids[-1:] != (self._eos(),):
+                        writer.token(self._eos(), learn=True)
+        return writer.finish()
+
+    def _parse_text(self, text: str, call_ids: str, ids: tuple[int, ...] | None) -> Message:
+        return Message("assistant", text.strip(), ids=ids)
+
+    def _refuse_tags(self, messages: Sequence[Message]) -> None:
+        for index, message in enumerate(messages):
+            for tag in self.tags if message.ids is None else ():
+                if tag in message.text:
+                    raise ChatError(f'messages[{index}]: text with the tag "{tag}" is refused by format {self.name}')
+
+
+class CodeLlamaFormat(Llama2Format):
+    """Code Llama Instruct 7B, 13B and 34B: as Llama 2, and ``<step>`` is refused too."""
+
+    name = "code-llama"
+    tags = (*Llama2Format.tags, "<step>")
+
+
+class CodeLlama70BFormat(CodeLlamaFormat):
+    """Code Llama 70B Instruct: `` Source: role``, `` Destination: user`` for answers, ``<step>`` after each message.
+
+    The reference writes an old answer without the ``Destination`` line that it was asked for with; here it keeps it, so
+    that a conversation only ever grows.
+    """
+
+    name = "code-llama-70b"
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return (self._special("<step>"), self._eos())
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSchema] = (),
+        add_generation_prompt: bool = True,
+        date: datetime.date | None = None,
+    ) -> Rendered:
+        self._refuse_tools(messages, tools)
+        self._refuse_tags(messages)
+        system, turns = self._alternating(messages, end_with_user=add_generation_prompt)
+        if self.tokenizer.bos_id is None:
+            raise ChatError(f"format {self.name}: the tokenizer has no BOS token; choose another chat format")
+        step = self._special("<step>")
+        writer = TokenWriter(self.tokenizer)
+        writer.token(self.tokenizer.bos_id)
+        for message in (Message("system", system or ""), *turns):
+            if message.role == "assistant":
+                self._reply_header(writer)
+                if message.ids is None:
+                    writer.text(message.text.strip(), learn=True)
+                else:
+                    writer.ids(message.ids, learn=True)
+                if message.ids is None or message.ids[-1:] not in ((step,), (self._eos(),)):
+                    writer.token(step, learn=True)
+                continue
+            writer.text(f" Source: {message.role}")
+            writer.cut()
+            if message.text:
+                writer.text(f"\n\n {message.text.strip()}")
+            writer.token(step)
+        if add_generation_prompt:
+            self._reply_header(writer)
+        return writer.finish()
+
+    @staticmethod
+    def _reply_header(writer: TokenWriter) -> None:
+        writer.cut()
+        writer.text(" Source: assistant\nDestination: user")
+        writer.cut()
+        writer.text("\n\n ")
+        writer.break_run()
+
+
+class CodeLlamaInfill:
+    """Filling in the middle with Code Llama 7B, 13B and 70B base: not a chat, one prompt and the text between.
+
+    Raises:
+        ChatError: the tokenizer has no infilling tokens (34B, Python and other models).
+    """
+
+    name = "code-llama-infill"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._prefix, self._suffix, self._middle, self._end = (self._find(n) for n in ("PRE", "SUF", "MID", "EOT"))
+
+    def _find(self, name: str) -> int:
+        for spelling in (f"▁<{name}>", f"<{name}>"):
+            token_id = self.tokenizer.token_id(spelling)
+            if token_id is not None:
+                return token_id
+        raise ChatError(f'infilling: the tokenizer has no token "▁<{name}>"; use Code Llama 7B, 13B or 70B')
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The token that ends the middle, and EOS."""
+        return (self._end,) if self.tokenizer.eos_id is None else (self._end, self.tokenizer.eos_id)
+
+    def infill(self, prefix: str, suffix: str, *, spm: bool = False) -> list[int]:
+        """Token ids of the prompt whose continuation is the text between ``prefix`` and ``suffix``.
+
+        Args:
+            prefix: what stands before.
+            suffix: what stands after; it is tokenised without SentencePiece's leading space.
+            spm: suffix first (suffix-prefix-middle) instead of prefix-suffix-middle.
+        """
+        before = self.tokenizer.encode(prefix)
+        after = self.tokenizer.encode_continuation(suffix)
+        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        if spm:
+            return [*bos, self._prefix, self._suffix, *after, self._middle, *before]
+        return [*bos, self._prefix, *before, self._suffix, *after, self._middle]
+
+
+class _HeaderFormat(ChatFormat):
+    """What Llama 3 and Llama 4 share: a header with the role, the text, and a token that ends the message."""
+
+    header_start: ClassVar[str]
+    header_end: ClassVar[str]
+    turn_end: ClassVar[str]
+    message_end: ClassVar[str]
+    python_start: ClassVar[str]
+    python_end: ClassVar[str | None] = None
+    tool_format: ToolFormat = "json"
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        names = ("<|end_of_text|>", self.message_end, self.turn_end)
+        found = (self.tokenizer.token_id(name) for name in names)
+        return tuple(token_id for token_id in found if token_id is not None)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSchema] = (),
+        add_generation_prompt: bool = True,
+        date: datetime.date | None = None,
+    ) -> Rendered:
+        require_messages(messages)
+        writer = TokenWriter(self.tokenizer)
+        writer.token(self._special("<|begin_of_text|>"))
+        system, rest = self._system(messages)
+        system = self._system_text(system, tools, date)
+        if system is not None:
+            self._message(writer, "system", system)
+        note = self._tools_as_user(tools)
+        if note is not None:
+            self._message(writer, "user", note)
+        for message in rest:
+            if message.role == "assistant":
+                self._assistant(writer, message)
+            elif message.role == "tool":
+                self._message(writer, "ipython", message.text, end=self._end_of_tool())
+            else:
+                self._message(writer, message.role, message.text)
+        if add_generation_prompt:
+            self._header(writer, "assistant")
+        return writer.finish()
+
+    @staticmethod
+    def _system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+        if messages[0].role == "system":
+            return messages[0].text, messages[1:]
+        return None, messages
+
+    def _system_text(self, system: str | None, tools: Sequence[ToolSchema], date: datetime.date | None) -> str | None:
+        return system
+
+    def _tools_as_user(self, tools: Sequence[ToolSchema]) -> str | None:
+        return None
+
+    def _end_of_tool(self) -> str:
+        return self.turn_end
+
+    def _ends_message(self, calls: Sequence[ToolCall]) -> bool:
+        """Whether these calls end the message and not the turn: a result is awaited."""
+        return any(is_builtin(call) for call in calls)
+
+    def _starts_python(self, calls: Sequence[ToolCall]) -> bool:
+        return any(is_builtin(call) for call in calls)
+
+    def _header(self, writer: TokenWriter, role: str) -> None:
+        writer.token(self._special(self.header_start))
+        writer.text(role)
+        writer.token(self._special(self.header_end))
+        writer.text("\n\n")
+        writer.break_run()
+
+    def _message(self, writer: TokenWriter, role: str, text: str, end: str | None = None) -> None:
+        self._header(writer, role)
+        writer.text(text)
+        writer.token(self._special(end or self.turn_end))
+
+    def _assistant(self, writer: TokenWriter, message: Message) -> None:
+        self._header(writer, "assistant")
+        if message.ids is not None:
+            writer.ids(message.ids, learn=True)
+            if message.ids and message.ids[-1] in self.stop_ids:
+                return
+        else:
+            python = self._starts_python(message.tool_calls)
+            if python:
+                writer.token(self._special(self.python_start), learn=True)
+            writer.text(message.text, learn=True)
+            if message.tool_calls:
+                writer.break_run()
+                writer.text(render_tool_calls(message.tool_calls, self.tool_format), learn=True)
+            if python and self.python_end is not None:
+                writer.token(self._special(self.python_end), learn=True)
+        end = self.message_end if self._ends_message(message.tool_calls) else self.turn_end
+        writer.token(self._special(end), learn=True)
+
+    def parse(self, output: str | Sequence[int], *, call_ids: str = "call") -> Message:
+        ids = None if isinstance(output, str) else tuple(output)
+        python = False
+        if isinstance(output, str):
+            text = output.strip(" ")
+            for end in (self.turn_end, self.message_end, "<|end_of_text|>"):
+                text = text.removesuffix(end)
+            if python := text.startswith(self.python_start):
+                text = text.removeprefix(self.python_start)
+                text = text.replace(self.python_end, "") if self.python_end else text
+        else:
+            body = list(output)
+            while body and body[-1] in self.stop_ids:
+                body.pop()
+            start = self.tokenizer.token_id(self.python_start)
+            stop = self.tokenizer.token_id(self.python_end) if self.python_end else None
+            python = bool(body) and body[0] == start
+            text = self.tokenizer.decode(
+                [i for i in body if i != stop] if not python else [i for i in body[1:] if i != stop]
+            )
+        calls = parse_tool_calls(text, id_prefix=call_ids)
+        if not calls and python:
+            calls = (ToolCall(f"{call_ids}_0", CODE_INTERPRETER, {"code": text}),)
+        if calls:
+            return Message("assistant", "", tool_calls=calls, ids=ids)
+        return Message("assistant", text, ids=ids)
+
+
+class Llama3Format(_HeaderFormat):
+    """Llama 3: ``<|start_header_id|>role<|end_header_id|>``, blank line, text, ``<|eot_id|>``; no tools."""
+
+    name = "llama-3"
+    header_start = "<|start_header_id|>"
+    header_end = "<|end_header_id|>"
+    turn_end = "<|eot_id|>"
+    message_end = "<|eom_id|>"
+    python_start = "<|python_tag|>"
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSchema] = (),
+        add_generation_prompt: bool = True,
+        date: datetime.date | None = None,
+    ) -> Rendered:
+        self._refuse_tools(messages, tools)
+        return super().render(messages, add_generation_prompt=add_generation_prompt)
+
+
+class Llama31Format(_HeaderFormat):
+    """Llama 3.1 and 3.3, and 3.2 Vision: header lines in the system message, tools told in a user message.
+
+    Args:
+        tokenizer: a Llama 3 tokenizer.
+        builtin_tools: ``brave_search``, ``wolfram_alpha``: the ``Tools:`` line; they imply ``ipython``.
+        ipython: the line ``Environment: ipython``, which turns the code interpreter on; custom calls then begin with
+            ``<|python_tag|>`` and end with ``<|eom_id|>``.
+        tool_format: how custom tools are told and called: ``json`` or ``function``.
+        knowledge_cutoff: the ``Cutting Knowledge Date:`` line, written together with ``Today Date:`` if a date is given.
+    """
+
+    name = "llama-3.1"
+    header_start = Llama3Format.header_start
+    header_end = Llama3Format.header_end
+    turn_end = Llama3Format.turn_end
+    message_end = Llama3Format.message_end
+    python_start = Llama3Format.python_start
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        builtin_tools: Sequence[str] = (),
+        ipython: bool = False,
+        tool_format: Literal["json", "function"] = "json",
+        knowledge_cutoff: str = "December 2023",
+    ) -> None:
+        super().__init__(tokenizer)
+        self.builtin_tools = tuple(builtin_tools)
+        self.ipython = ipython or bool(builtin_tools)
+        if tool_format not in ("json", "function"):
+            raise ChatError(f'tool_format: "{tool_format}" is neither "json" nor "function"')
+        self.tool_format = tool_format
+        self.knowledge_cutoff = knowledge_cutoff
+
+    def _system_text(self, system: str | None, tools: Sequence[ToolSchema], date: datetime.date | None) -> str | None:
+        lines = self._header_lines(date)
+        if not lines:
+            return system
+        return "".join(f"{line}\n" for line in lines) + (f"\n{system}" if system is not None else "")
+
+    def _header_lines(self, date: datetime.date | None) -> list[str]:
+        lines = ["Environment: ipython"] if self.ipython else []
+        if self.builtin_tools:
+            lines.append(f"Tools: {', '.join(name for name in self.builtin_tools if name != CODE_INTERPRETER)}")
+        if date is not None:
+            lines.append(f"Cutting Knowledge Date: {self.knowledge_cutoff}")
+            lines.append(f"Today Date: {date.day:02d} {_MONTHS[date.month - 1]} {date.year}")
+        return lines
+
+    def _tools_as_user(self, tools: Sequence[ToolSchema]) -> str | None:
+        if not tools:
+            return None
+        if self.tool_format == "function":
+            listed = "\n\n".join(
+                f"Use the function '{tool.name}' to '{tool.description}':\n{json.dumps(tool.function(), ensure_ascii=False)}"
+                for tool in tools
+            )
+            return _FUNCTION_TOOLS.format(listed)
+        return _JSON_TOOLS.format("\n".join(_pretty(tool.to_dict()) for tool in tools))
+
+    def _ends_message(self, calls: Sequence[ToolCall]) -> bool:
+        return bool(calls) and (self._starts_python(calls))
+
+    def _starts_python(self, calls: Sequence[ToolCall]) -> bool:
+        custom = self.ipython and self.tool_format == "json"
+        return bool(calls) and (custom or any(is_builtin(call) for call in calls))
+
+
+class Llama32Format(Llama31Format):
+    """Llama 3.2 1B and 3B: as 3.1, with tools listed in the system message and called as a Python list."""
+
+    name = "llama-3.2"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        builtin_tools: Sequence[str] = (),
+        ipython: bool = False,
+        knowledge_cutoff: str = "December 2023",
+    ) -> None:
+        super().__init__(tokenizer, builtin_tools=builtin_tools, ipython=ipython, knowledge_cutoff=knowledge_cutoff)
+        self.tool_format = "pythonic"
+
+    def _system_text(self, system: str | None, tools: Sequence[ToolSchema], date: datetime.date | None) -> str | None:
+        if tools:
+            listed = _PYTHONIC_TOOLS.format(_pretty([tool.function() for tool in tools]))
+            system = listed if system is None else f"{listed}\n{system}"
+        return super()._system_text(system, tools, date)
+
+    def _tools_as_user(self, tools: Sequence[ToolSchema]) -> str | None:
+        return None
+
+
+class Llama4Format(_HeaderFormat):
+    """Llama 4: shorter special tokens, pythonic calls; calls and tool results end with ``<|eom|>``, turns with ``<|eot|>``."""
+
+    name = "llama-4"
+    header_start = "<|header_start|>"
+    header_end = "<|header_end|>"
+    turn_end = "<|eot|>"
+    message_end = "<|eom|>"
+    python_start = "<|python_start|>"
+    python_end = "<|python_end|>"
+    tool_format = "pythonic"
+
+    def _system_text(self, system: str | None, tools: Sequence[ToolSchema], date: datetime.date | None) -> str | None:
+        if not tools:
+            return system
+        listed = _LLAMA4_TOOLS.format(_pretty([tool.function() for tool in tools]))
+        return listed if system is None else f"{system}\n\n{listed}"
+
+    def _end_of_tool(self) -> str:
+        return self.message_end
+
+    def _ends_message(self, calls: Sequence[ToolCall]) -> bool:
+        return bool(calls)
+
+    def _starts_python(self, calls: Sequence[ToolCall]) -> bool:
+        return any(call.name == CODE_INTERPRETER for call in calls)
+
+
+def _pretty(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=4)
+
+
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+
+# What the models were trained to read, word for word from the prompt formats named above.
+_JSON_TOOLS = """Answer the user's question by making use of the following functions if needed.
+If none of the function can be used, please say so.
+Here is a list of functions in JSON format:
+{}
+
+Return function calls in JSON format."""
+
+_FUNCTION_TOOLS = """You have access to the following functions:
+
+{}
+
+Think very carefully before calling functions.
+If you choose to call a function ONLY reply in the following format with no prefix or suffix:
+
+<function=example_function_name>{{"example_name": "example_value"}}</function>
+
+Reminder:
+- If looking for real time information use relevant functions before falling back to brave_search
+- Function calls MUST follow the specified format, start with <function= and end with </function>
+- Required parameters MUST be specified
+- Only call one function at a time
+- Put the entire function call reply on one line"""
+
+_PYTHONIC_TOOLS = """You are an expert in composing functions. You are given a question and a set of possible functions.
+Based on the question, you will need to make one or more function/tool calls to achieve the purpose.
+If none of the function can be used, point it out. If the given question lacks the parameters required by the function,
+also point it out. You should only return the function call in tools call sections.
+
+If you decide to invoke any of the function(s), you MUST put it in the format of \
+[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)]
+You SHOULD NOT include any other text in the response.
+
+Here is a list of functions in JSON format that you can invoke.
+
+{}"""
+
+_LLAMA4_TOOLS = """Here is a list of functions in JSON format that you can invoke:
+{}
+
+Should you decide to return the function call(s), put them in the format of \
+[func1(params_name=params_value, params_name2=params_value2...), func2(params)]
+
+You SHOULD NOT include any other text in the response."""

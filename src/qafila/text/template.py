@@ -1,0 +1,464 @@
+"""The checkpoint's own Jinja chat template, and the chat format it makes.
+
+The template renders text; what has to become tokens is more than text: which ``<|...|>`` was written by the template and which by
+a person who would like to be the system, where the assistant speaks, and which ids an answer had. So the template is rendered a
+second time with marks (private-use characters that occur nowhere else) around everything that is not its own, and the marks say
+which is which.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jinja2 import Template, nodes
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+
+from qafila.errors import ChatError
+from qafila.text.chat_format import ChatFormat, Rendered, TokenWriter, require_messages
+from qafila.text.messages import Message, ToolSchema
+from qafila.text.template_sandbox import MAX_SOURCE, Guard, LimitError, TemplateEnvironment
+from qafila.text.tokenizer import Tokenizer
+
+# Tokens that end an answer in the vocabularies of the field; a template's own is found by rendering (see stop_ids).
+_END_TOKENS = (
+    "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>",
+    "<end_of_turn>", "</s>",
+)  # fmt: skip
+_FIRST_PRIVATE = 0x10F000
+_LAST_PRIVATE = 0x10FFFD
+
+
+class JinjaTemplate:
+    """A chat template, compiled for the sandbox.
+
+    Args:
+        source: the template's text.
+        clock: what ``strftime_now`` reads.
+
+    Raises:
+        ChatError: the text is no Jinja template, or too long.
+    """
+
+    def __init__(self, source: str, *, clock: Callable[[], datetime.datetime] = datetime.datetime.now) -> None:
+        if len(source) > MAX_SOURCE:
+            raise ChatError(f"chat template: {len(source)} characters, more than the {MAX_SOURCE} a template may have")
+        self.source = source
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._environment = TemplateEnvironment()
+        self._template = self._guarded(self._compile)
+
+    def render(self, variables: Mapping[str, Any], *, now: datetime.datetime | None = None) -> str:
+        """The text that the template makes of plain data (messages, tools, bos_token, ...).
+
+        Args:
+            variables: strings, numbers, lists and dictionaries only.
+            now: the time that ``strftime_now`` tells, instead of the clock's.
+
+        Raises:
+            ChatError: the template fails, tries to escape, or wants more time or memory than it may have.
+        """
+        with self._lock:
+            return self._guarded(lambda: self._render(variables, now))
+
+    def _compile(self) -> Template:
+        parsed = self._environment.parse(self.source)
+        guarded = Guard().visit(parsed)
+        assert isinstance(guarded, nodes.Template)
+        return self._environment.from_string(guarded)
+
+    def _render(self, variables: Mapping[str, Any], now: datetime.datetime | None) -> str:
+        messages = variables.get("messages")
+        self._environment.begin(variables, len(messages) if isinstance(messages, Sequence) else 0)
+        self._environment.now = self.clock if now is None else lambda: now
+        pieces = []
+        for piece in self._template.root_render_func(self._template.new_context(dict(variables))):
+            self._environment.spend(1 + len(piece) // 16)
+            pieces.append(piece)
+        return "".join(pieces)
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except ChatError:
+            raise
+        except TemplateSyntaxError as error:
+            problem = f"line {error.lineno}: {error.message}"
+        except LimitError as error:
+            problem = f"stopped: {error.message}"
+        except SecurityError as error:
+            problem = f"stopped: it tries what a template may not: {error.message}"
+        except TemplateError as error:
+            problem = error.message or type(error).__name__
+        except RecursionError:
+            problem = "stopped: it is nested too deeply"
+        except MemoryError:
+            problem = "stopped: it needs too much memory"
+        except Exception as error:  # whatever an untrusted program can provoke
+            problem = f"it fails with {type(error).__name__}: {error}"
+        line = " ".join(problem.split())[:300]
+        raise ChatError(
+            f"chat template: {line}; name a chat format to use instead of the checkpoint's template"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Atom:
+    """A piece of rendered text: a special token of the template's, or text, and the mark it stands in (-1: none)."""
+
+    text: str
+    start: int
+    token: int | None = None
+    mark: int = -1
+
+
+class TemplateFormat(ChatFormat):
+    """A checkpoint's Jinja template as a chat format.
+
+    Text out of messages and tools never becomes a special token. Tokens are those of the rendered text, except that an answer's
+    text is tokenised on its own, as it was when it was generated. Answers that carry ``ids`` are spliced in as they are, so that
+    conversations grow append-only wherever the template itself does (``chat_format.append_only`` tells).
+
+    Where marks change what the template renders (one that looks into the text, such as dropping hidden reasoning), its plain
+    rendering is used, and text that spells a special token is then refused.
+
+    Args:
+        template: Jinja source, or a template.
+        tokenizer: the checkpoint's.
+        clock: today, where ``render`` is given no date.
+
+    Raises:
+        ChatError: the source is no template.
+    """
+
+    name = "template"
+
+    def __init__(
+        self,
+        template: str | JinjaTemplate,
+        tokenizer: Tokenizer,
+        *,
+        clock: Callable[[], datetime.datetime] = datetime.datetime.now,
+    ) -> None:
+        super().__init__(tokenizer)
+        self.template = JinjaTemplate(template, clock=clock) if isinstance(template, str) else template
+        specials = sorted((text for text in tokenizer.special_tokens if text), key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
+        self._first_characters = frozenset(text[0] for text in specials)
+        self._constants = {
+            "bos_token": self._text_of(tokenizer.bos_id),
+            "eos_token": self._text_of(tokenizer.eos_id),
+        }
+        self._stop_ids: tuple[int, ...] | None = None
+
+    def _text_of(self, token_id: int | None) -> str:
+        if token_id is None:
+            return ""
+        found = (text for text, special in self.tokenizer.special_tokens.items() if special == token_id)
+        return next(found, None) or self.tokenizer.decode([token_id])
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        if self._stop_ids is None:
+            known = [self.tokenizer.eos_id, *map(self.tokenizer.special_tokens.get, _END_TOKENS)]
+            known.append(self._rendered_end())
+            self._stop_ids = tuple(dict.fromkeys(token for token in known if token is not None))
+        return self._stop_ids
+
+    def _rendered_end(self) -> int | None:
+        """The first special token that the template writes after an answer."""
+        answer = "Zebra"
+        try:
+            text = self._text([Message("user", "Hi"), Message("assistant", answer)], (), False, None, None)
+        except ChatError:
+            return None
+        after = self._special_text.search(text, text.rfind(answer) + len(answer)) if answer in text else None
+        return None if after is None else self.tokenizer.special_tokens[after.group()]
+
+    def text(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSchema] = (),
+        add_generation_prompt: bool = True,
+        date: datetime.date | None = None,
+    ) -> str:
+        """The plain text that the template renders, as ``transformers`` shows it.
+
+        Raises:
+            ChatError: the template fails or refuses these messages.
+        """
+        return self._text(messages, tools, add_generation_prompt, date, None)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSchema] = (),
+        add_generation_prompt: bool = True,
+        date: datetime.date | None = None,
+    ) -> Rendered:
+        require_messages(messages)
+        # Of an answer with ids only the place counts; without white space around it, that is exact.
+        shown = [m if m.ids is None else replace(m, content=m.text.strip()) for m in messages]
+        plain = self._text(shown, tools, add_generation_prompt, date, None)
+        marks: _Marks | None = _Marks(self, shown, tools, plain)
+        text = self._text(shown, tools, add_generation_prompt, date, marks)
+        if marks is None or not marks.agree(text, plain):
+            self._refuse_special_text(shown, tools)
+            marks, text = None, plain
+        starts: dict[int, int] = {}
+        for index, message in enumerate(shown):
+            if message.role == "assistant" and (marks is None or message.tool_calls or not message.text.strip()):
+                start = self._start_of_answer(shown[:index], tools, date, marks, text)
+                if start is not None:
+                    starts[index] = start
+        atoms = self._atoms(text, marks, starts)
+        return self._write(atoms, shown, starts, marks)
+
+    def _start_of_answer(
+        self,
+        before: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        date: datetime.date | None,
+        marks: _Marks | None,
+        text: str,
+    ) -> int | None:
+        """Where the prompt of an answer ends in the text: found by rendering that prompt."""
+        if not before:
+            return None
+        try:
+            prompt = self._text(before, tools, True, date, marks)
+        except ChatError:
+            return None
+        return len(prompt) if text.startswith(prompt) else None
+
+    def _text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        add_generation_prompt: bool,
+        date: datetime.date | None,
+        marks: _Marks | None,
+    ) -> str:
+        variables: dict[str, Any] = {
+            **self._constants,
+            "messages": [_message_data(message, index, marks) for index, message in enumerate(messages)],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": _marked([tool.to_dict() for tool in tools], marks) if tools else None,
+            "documents": None,
+        }
+        now = None if date is None else datetime.datetime(date.year, date.month, date.day)
+        return self.template.render(variables, now=now)
+
+    def _refuse_special_text(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> None:
+        for index, message in enumerate(messages):
+            for text in _strings(_message_data(message, index, None)):
+                if match := self._special_text.search(text):
+                    raise ChatError(
+                        f'messages[{index}]: its text spells the special token "{match.group()}", and the checkpoint\'s template '
+                        "rewrites the text so that this cannot be made harmless; change the text or name a chat format"
+                    )
+        for index, tool in enumerate(tools):
+            for text in _strings(tool.to_dict()):
+                if match := self._special_text.search(text):
+                    raise ChatError(
+                        f'tools[{index}]: its text spells the special token "{match.group()}"; change the text'
+                    )
+
+    def _atoms(self, text: str, marks: _Marks | None, starts: Mapping[int, int]) -> list[_Atom]:
+        atoms: list[_Atom] = []
+        for piece, start, mark in marks.split(text) if marks else [(text, 0, -1)]:
+            if mark >= 0:
+                atoms.append(_Atom(piece, start, mark=mark))
+                continue
+            cuts = sorted({0, len(piece), *(s - start for s in starts.values() if start < s < start + len(piece))})
+            for left, right in zip(cuts, cuts[1:], strict=False):
+                position = left
+                for match in self._special_text.finditer(piece, left, right):
+                    if match.start() > position:
+                        atoms.append(_Atom(piece[position : match.start()], start + position))
+                    token = self.tokenizer.special_tokens[match.group()]
+                    atoms.append(_Atom(match.group(), start + match.start(), token))
+                    position = match.end()
+                if right > position:
+                    atoms.append(_Atom(piece[position:right], start + position))
+        return atoms
+
+    def _write(
+        self, atoms: Sequence[_Atom], messages: Sequence[Message], starts: Mapping[int, int], marks: _Marks | None
+    ) -> Rendered:
+        answers: dict[int, tuple[int, int]] = {}  # first atom of an answer -> its end, its message
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            if index in starts:
+                first = next((i for i, atom in enumerate(atoms) if atom.start >= starts[index]), len(atoms))
+                last = first
+            else:
+                own = [i for i, atom in enumerate(atoms) if marks and atom.mark == marks.answer(index)]
+                if not own:
+                    continue
+                first, last = own[0], own[-1] + 1
+            answers[first] = (self._end_of_answer(atoms, last, found=index not in starts), index)
+        writer = TokenWriter(self.tokenizer)
+        position = 0
+        if (
+            self.tokenizer.add_bos
+            and self.tokenizer.bos_id is not None
+            and (not atoms or atoms[0].token != self.tokenizer.bos_id)
+        ):
+            writer.token(self.tokenizer.bos_id)
+        while position < len(atoms):
+            if position in answers:
+                end, index = answers[position]
+                self._write_answer(writer, atoms[position:end], messages[index].ids)
+                if end > position:
+                    position = end
+                    continue
+            atom = atoms[position]
+            if atom.token is None:
+                writer.text(atom.text)
+            elif position != 1 or atom.token != self.tokenizer.bos_id or atoms[0].token != atom.token:
+                writer.token(atom.token)
+            position += 1
+        return writer.finish()
+
+    def _end_of_answer(self, atoms: Sequence[_Atom], position: int, *, found: bool) -> int:
+        """The atom after the token that ends the answer; the given one where no such token follows."""
+        for i in range(position, len(atoms)):
+            if atoms[i].token in self.stop_ids:
+                return i + 1
+            if found and (atoms[i].token is not None or atoms[i].mark >= 0):
+                break
+        return position
+
+    def _write_answer(self, writer: TokenWriter, atoms: Sequence[_Atom], ids: tuple[int, ...] | None) -> None:
+        writer.break_run()
+        end = atoms[-1].token if atoms else None
+        if ids is None:
+            for atom in atoms:
+                if atom.token is None:
+                    writer.text(atom.text, learn=True)
+                else:
+                    writer.token(atom.token, learn=True)
+            return
+        writer.ids(ids, learn=True)
+        if end is not None and ids[-1:] != (end,) and not (ids and ids[-1] in self.stop_ids):
+            writer.token(end, learn=True)
+        elif ids and ids[-1] in self.stop_ids:
+            writer.cut()
+
+
+class _Marks:
+    """Marks around everything in messages and tools that must not become special tokens, or whose place is needed."""
+
+    def __init__(
+        self, owner: TemplateFormat, messages: Sequence[Message], tools: Sequence[ToolSchema], plain: str
+    ) -> None:
+        self._risky = owner._first_characters
+        self._answers: dict[int, int] = {}
+        taken = set(plain) | set(owner.template.source)
+        for index, message in enumerate(messages):
+            for text in _strings(_message_data(message, index, None)):
+                taken.update(text)
+        for tool in tools:
+            for text in _strings(tool.to_dict()):
+                taken.update(text)
+        free = (chr(c) for c in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(c) not in taken)
+        try:
+            self._open, self._close = next(free), next(free)
+        except StopIteration:
+            raise ChatError("messages: the text uses every private character there is; remove some") from None
+        self._next = len(messages)
+        self._pattern = re.compile(f"{self._open}([0-9]*){self._close}")
+
+    def answer(self, index: int) -> int:
+        """The number of the mark around the text of an assistant message."""
+        return index
+
+    def message(self, text: str, index: int) -> str:
+        """Mark the text of a message; outer white space stays outside, where templates trim it."""
+        core = text.strip()
+        if not core:
+            return text
+        start = text.index(core)
+        return text[:start] + self._around(core, index) + text[start + len(core) :]
+
+    def other(self, text: str) -> str:
+        """Mark any other text, if a special token could begin in it."""
+        return self._around(text, self._next) if any(c in self._risky for c in text) else text
+
+    def _around(self, text: str, number: int) -> str:
+        return f"{self._open}{number}{self._close}{text}{self._open}{self._close}"
+
+    def agree(self, text: str, plain: str) -> bool:
+        """Whether the marked rendering is the plain one but for the marks, each opened and closed in turn."""
+        opened = False
+        for match in self._pattern.finditer(text):
+            if bool(match.group(1)) == opened:
+                return False
+            opened = not opened
+        return not opened and self._pattern.sub("", text) == plain
+
+    def split(self, text: str) -> list[tuple[str, int, int]]:
+        """Pieces of the text, where each starts, and the mark it stands in (-1: none)."""
+        pieces = []
+        position, mark = 0, -1
+        for match in self._pattern.finditer(text):
+            if match.start() > position:
+                pieces.append((text[position : match.start()], position, mark))
+            mark = int(match.group(1)) if match.group(1) else -1
+            position = match.end()
+        if position < len(text):
+            pieces.append((text[position:], position, mark))
+        return pieces
+
+
+def _message_data(message: Message, index: int, marks: _Marks | None) -> dict[str, Any]:
+    """A message as templates expect it: OpenAI's shape, with arguments as objects."""
+    data: dict[str, Any] = {"role": message.role}
+    data["content"] = marks.message(message.text, index) if marks else message.text
+    if message.tool_calls:
+        data["tool_calls"] = [
+            {
+                "type": "function",
+                "id": _marked(call.id, marks),
+                "function": {"name": _marked(call.name, marks), "arguments": _marked(dict(call.arguments), marks)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.name is not None:
+        data["name"] = _marked(message.name, marks)
+    if message.tool_call_id is not None:
+        data["tool_call_id"] = _marked(message.tool_call_id, marks)
+    return data
+
+
+def _marked(value: Any, marks: _Marks | None, depth: int = 0) -> Any:
+    """Plain data with every risky text marked, keys included; what is no JSON value becomes its type's name."""
+    if depth > 100:
+        raise ChatError("messages: tool arguments or schemas are nested more than 100 levels deep")
+    if isinstance(value, str):
+        return marks.other(value) if marks else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_marked(str(key), marks, depth + 1): _marked(item, marks, depth + 1) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_marked(item, marks, depth + 1) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+def _strings(value: Any, depth: int = 0) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if depth > 100 or not isinstance(value, Mapping | Sequence):
+        return []
+    items = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+    return [text for item in items for text in _strings(item, depth + 1)]

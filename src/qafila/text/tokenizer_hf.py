@@ -1,0 +1,227 @@
+"""Hugging Face's ``tokenizers``: running any ``tokenizer.json`` on it, and writing that file for our own vocabularies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qafila.errors import TokenizerError
+from qafila.text.bpe_core import checked_ids, spell, surely, unspell
+from qafila.text.tokenizer import Roles, StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from qafila.text.bpe import ByteLevelBPE
+
+
+def hf_from_json(document: Mapping[str, object]) -> tokenizers.Tokenizer:
+    """A ``tokenizers`` object for a ``tokenizer.json``, without truncation and padding.
+
+    Raises:
+        TokenizerError: the library does not take it.
+    """
+    import tokenizers
+
+    try:
+        made = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", **document}))
+        made.no_truncation()
+        made.no_padding()
+    except BaseException as error:
+        if isinstance(error, Exception) or surely(error):
+            line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise TokenizerError(f"tokenizer.json: the tokenizers library does not take it: {line}") from None
+        raise
+    return made
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Any ``tokenizer.json``, on ``tokenizers``.
+
+    Args:
+        document: the parsed file.
+        roles: BOS, EOS and so on.
+    """
+
+    def __init__(self, document: Mapping[str, Any], roles: Roles) -> None:
+        self._document = dict(document)
+        self._asked = hf_from_json(document)
+        self._plain = hf_from_json(document)
+        self._plain.encode_special_tokens = True
+        vocab: dict[str, int] = self._asked.get_vocab(with_added_tokens=True)
+        added = self._asked.get_added_tokens_decoder()
+        size = max(vocab.values(), default=-1) + 1
+        # An id far beyond the number of tokens is a damaged file, not a vocabulary.
+        if size > 16 * len(vocab) + 65_536:
+            raise TokenizerError(f"tokenizer.json: {len(vocab)} tokens, but ids up to {size - 1}")
+        special = {str(token.content): i for i, token in added.items() if token.special}
+        super().__init__(size, special, roles)
+        self._vocab = vocab
+        self._control = frozenset(special.values())
+        self._added = frozenset(added)
+        self._texts = [""] * size
+        for text, token_id in vocab.items():
+            self._texts[token_id] = text
+        types = _types(document.get("decoder"))
+        self._bytes_decoder = types == {"ByteLevel"}
+        self._spaces_decoder = "ByteFallback" in types
+
+    def _encode(self, text: str, special: bool, continuation: bool) -> list[int]:
+        run = self._asked if special else self._plain
+        if continuation and self._document.get("normalizer") and self._spaces_decoder:
+            raise TokenizerError("tokenizer.json: this vocabulary cannot go on from earlier tokens without a space in front")
+        try:
+            return run.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if isinstance(error, Exception) or surely(error):
+                line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                raise TokenizerError(f"text: the tokenizers library cannot encode it: {line}") from None
+            raise
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """See `Tokenizer.decode`."""
+        known = checked_ids(ids, self.vocab_size)
+        if self._bytes_decoder:
+            hidden = self._control if skip_special else frozenset()
+            return b"".join([self.token_bytes(i) for i in known if i not in hidden]).decode("utf-8", "replace")
+        return self._asked.decode(list(known), skip_special_tokens=skip_special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `Tokenizer.token_bytes`."""
+        text = self._texts[checked_ids((token_id,), self.vocab_size)[0]]
+        if token_id in self._added:
+            return text.encode()
+        if self._bytes_decoder:
+            data = unspell(text)
+            return text.encode() if data is None else data
+        if self._spaces_decoder:
+            if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+                return bytes.fromhex(text[3:5])
+            return text.replace("\u2581", " ").encode()
+        return self._asked.decode([token_id], skip_special_tokens=False).encode()
+
+    def token_text(self, token_id: int) -> str:
+        """See `Tokenizer.token_text`."""
+        return self._texts[checked_ids((token_id,), self.vocab_size)[0]]
+
+    def token_id(self, text: str) -> int | None:
+        """See `Tokenizer.token_id`."""
+        if text in self.special_tokens:
+            return self.special_tokens[text]
+        spelled = text
+        if self._bytes_decoder:
+            spelled = spell(text.encode("utf-8", "surrogatepass"))
+        elif self._spaces_decoder:
+            spelled = text.replace(" ", "\u2581")
+        return self._vocab.get(spelled, self._vocab.get(text))
+
+    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
+        """See `Tokenizer.stream`."""
+        if self._bytes_decoder:
+            from qafila.text.bpe import ByteStream
+
+            table = [self.token_bytes(i) for i in range(self.vocab_size)]
+            return ByteStream(table, self._control if skip_special else frozenset())
+        return ReplayStream(self, skip_special)
+
+    def to_tokenizer_json(self) -> dict[str, object]:
+        """See `Tokenizer.to_tokenizer_json`."""
+        return dict(self._document)
+
+    @property
+    def _kind(self) -> str:
+        return "a tokenizer.json of its own kind"
+
+
+class ReplayStream(StreamDecoder):
+    """Streams a decoder of which nothing is known, by decoding all ids again at each step."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def push(self, token_id: int) -> str:
+        """See `StreamDecoder.push`."""
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids, skip_special=self._skip)
+        sure = text.rstrip("\ufffd")
+        return self._show(sure) if sure.startswith(self._shown) else ""
+
+    def finish(self) -> str:
+        """See `StreamDecoder.finish`."""
+        rest = self._show(self._tokenizer.decode(self._ids, skip_special=self._skip))
+        self._ids, self._shown = [], ""
+        return rest
+
+    def _show(self, text: str) -> str:
+        new = text[len(self._shown) :]
+        self._shown = text
+        return new
+
+
+def _types(step: object) -> set[str]:
+    if not isinstance(step, dict):
+        return set()
+    inner = step.get("decoders")
+    if isinstance(inner, list):
+        return set().union(*map(_types, inner))
+    return {str(step.get("type"))}
+
+
+def added_token(token_id: int, content: str, special: bool) -> dict[str, object]:
+    """One entry of ``added_tokens``."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": token_id, "content": content, **plain, "special": special}
+
+
+def template_with_bos(content: str, token_id: int) -> dict[str, object]:
+    """The ``post_processor`` that puts a BOS in front."""
+
+    def sequence(name: str) -> list[object]:
+        kind = 0 if name == "A" else 1
+        return [{"SpecialToken": {"id": content, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence("A"),
+        "pair": sequence("A") + sequence("B"),
+        "special_tokens": {content: {"id": content, "ids": [token_id], "tokens": [content]}},
+    }
+
+
+def byte_level_json(tokenizer: ByteLevelBPE, merges: Sequence[tuple[str, str]], ignore_merges: bool) -> dict[str, object]:
+    """The ``tokenizer.json`` of a byte-level vocabulary."""
+    added = {i: (text, True) for text, i in tokenizer.special_tokens.items()}
+    added |= {i: (text, False) for text, i in tokenizer.added_tokens.items()}
+    vocab = {}
+    for i in range(tokenizer.vocab_size):
+        if i not in added and (data := tokenizer.token_bytes(i)):
+            vocab[spell(data)] = i
+    # Behind the vocabulary the library numbers them itself; anywhere else they need their place in it.
+    if sorted(vocab.values()) != list(range(len(vocab))) or set(added) != set(range(len(vocab), tokenizer.vocab_size)):
+        vocab |= {text: i for i, (text, _) in added.items()}
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [added_token(i, *added[i]) for i in sorted(added)],
+        "normalizer": None,
+        "pre_tokenizer": tokenizer.pre.spec,
+        "post_processor": None if bos is None else template_with_bos(tokenizer.token_text(bos), bos),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": ignore_merges,
+            "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
+            "merges": [list(pair) for pair in merges],
+        },
+    }

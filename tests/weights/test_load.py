@@ -1,0 +1,170 @@
+"""Folders that transformers wrote open as they are, and the model computes the same logits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from qafila.errors import ConfigError, FormatError, ModelNotFoundError
+from qafila.model.load import load_model
+from qafila.weights.load import hugging_face_template, open_checkpoint
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def llama():
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
+
+
+def tied_llama():
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, tie_word_embeddings=True))
+
+
+def llama4_text():
+    config = transformers.Llama4TextConfig(
+        **SMALL,
+        intermediate_size_mlp=64,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        head_dim=8,
+        attention_chunk_size=16,
+    )
+    return transformers.Llama4ForCausalLM(config)
+
+
+def mllama_text():
+    config = transformers.models.mllama.configuration_mllama.MllamaTextConfig(
+        **SMALL, cross_attention_layers=[1], rope_theta=500000.0
+    )
+    return transformers.MllamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("build", [llama, tied_llama, llama4_text, mllama_text])
+def test_a_folder_from_transformers_gives_the_same_logits(build, tmp_path):
+    torch.manual_seed(0)
+    theirs = build().eval()
+    theirs.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    ours = load_model(checkpoint.config, checkpoint.tensors)
+    ids = torch.arange(40).reshape(1, -1) * 3 % 128
+    with torch.inference_mode():
+        expected = theirs(input_ids=ids).logits
+        assert torch.allclose(ours(ids), expected, atol=1e-4)
+
+
+def test_an_image_tower_is_carried_along(tmp_path):
+    text = {**SMALL, "intermediate_size_mlp": 64, "num_local_experts": 2, "head_dim": 8, "interleave_moe_layer_step": 1}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+    }
+    config = transformers.Llama4Config(text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    theirs = transformers.Llama4ForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.vision_tensors
+    ours = load_model(checkpoint.config, checkpoint.tensors)
+    ids = torch.arange(20).reshape(1, -1)
+    with torch.inference_mode():
+        assert torch.allclose(ours(ids), theirs.language_model(input_ids=ids).logits, atol=1e-4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    llama().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_what_is_wrong_is_named(folder, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        open_checkpoint(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError, match=r"no config\.json"):
+        open_checkpoint(tmp_path / "empty")
+    with pytest.raises(FormatError, match="name its folder instead"):
+        open_checkpoint(folder / "model.safetensors")
+    note = tmp_path / "note.txt"
+    note.write_text("hello")
+    with pytest.raises(FormatError, match="is not a checkpoint"):
+        open_checkpoint(note)
+    with pytest.raises(ModelNotFoundError, match="tokenizer"):
+        _ = open_checkpoint(folder).tokenizer
+
+
+def test_an_adapter_is_not_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FormatError, match="is an adapter"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_unknown_configuration_key_is_refused_by_name(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sliding_mirror": 3}))
+    with pytest.raises((ConfigError, FormatError), match="sliding_mirror"):
+        open_checkpoint(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, default_gguf):
+    from qafila.weights.load import gguf_tokenizer
+
+    tokenizer = gguf_tokenizer(default_gguf)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer.to_tokenizer_json()))
+    with pytest.raises(FormatError, match=r"49152 tokens but the model only 128"):
+        _ = open_checkpoint(folder).tokenizer
+
+
+def test_the_three_places_of_a_chat_template(tmp_path):
+    assert hugging_face_template(tmp_path) is None
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert hugging_face_template(tmp_path) == "D"
+    (tmp_path / "chat_template.jinja").write_text("J")
+    assert hugging_face_template(tmp_path) == "J"
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": 7}))
+    with pytest.raises(FormatError, match="chat_template is neither"):
+        hugging_face_template(tmp_path)
+
+
+def test_the_default_model_opens_without_reading_weights(default_gguf):
+    checkpoint = open_checkpoint(default_gguf)
+    assert checkpoint.format == "gguf"
+    assert checkpoint.config.tie_embeddings
+    assert checkpoint.config.norm_eps == 1e-5
+    assert checkpoint.generation.stop_ids == (2, 0)
+    assert checkpoint.tokenizer.vocab_size == 49152
+    assert not checkpoint.tokenizer.add_bos
+    assert checkpoint.chat_template is not None
+    assert checkpoint.weights_bytes < 98_362_432
+
+
+def test_a_truncated_default_model_is_refused(default_gguf, tmp_path):
+    short = tmp_path / "short.gguf"
+    with default_gguf.open("rb") as source, short.open("wb") as target:
+        target.write(source.read(20_000_000))
+    with pytest.raises(FormatError, match=r"short\.gguf"):
+        open_checkpoint(short)
