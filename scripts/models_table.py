@@ -23,9 +23,9 @@ INTRODUCTION = """\
 
 <!-- Written by scripts/models_table.py from src/qafila/presets.py: change those, not this page. -->
 
-Every name below works with `qafila info NAME`. Counts are computed from the shapes, and tests hold each to the published
-figure. They are of the text model (image towers: see below); "published" is the size that the paper or model card prints.
-"KV bytes" is what one token adds to the cache in 16 bits. Gigabytes are powers of 1000.
+Every name below works with `qafila info NAME`. Counts are computed from the shapes, and tests hold each to the
+published figure. They are of the text model (image towers: see below); "published" is the size that the paper or model
+card prints. "KV bytes" is what one token adds to the cache in 16 bits. Gigabytes are powers of 1000.
 """
 
 VISION = """
@@ -58,8 +58,8 @@ optimizer. By formula (stated in `src/qafila/memory.py`), good to about a quarte
   each sequence, the process. The PyTorch model on a CPU holds weights and cache in float32, whatever the file's type;
   `--quant TYPE` answers for weights held in TYPE and a 16-bit cache.
 - To train: bf16 weights and gradients, AdamW with float32 master weights and moments (12 bytes for each trained
-  parameter), activations recomputed layer by layer, logits of 1024 tokens at a time. `lora` trains adapters of rank 16 on
-  every linear layer; `qlora` keeps those layers in 4.5 bits.
+  parameter), activations recomputed layer by layer, logits of 1024 tokens at a time. `lora` trains adapters of rank 16
+  on every linear layer; `qlora` keeps those layers in 4.5 bits.
 - What is free: `MemAvailable`, or less where a container's control group says so; its page cache counts as free.
 """
 

@@ -34,12 +34,20 @@ LLAMA_TOKENIZERS = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _torch_threads() -> None:
-    if importlib.util.find_spec("torch") is None:
-        return
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need what is not here are skipped, with the reason."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        reason = "llama-cpp-python is not installed: make interop"
+        for item in items:
+            if item.get_closest_marker("interop"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
 @pytest.fixture(scope="session", autouse=True)

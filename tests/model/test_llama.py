@@ -125,6 +125,8 @@ CASES: dict[str, tuple[Reference, ModelConfig, dict[str, object] | None]] = {
     "llama-1": (llama, LLAMA.with_changes(norm_eps=1e-6), None),
     "llama-2-gqa": (llama, LLAMA.with_changes(n_kv_heads=2), None),
     "multi-query": (llama, LLAMA.with_changes(n_kv_heads=1), None),
+    # An epsilon that shows: the real ones vanish below the tolerance.
+    "large-epsilon": (llama, LLAMA.with_changes(norm_eps=0.1), None),
     "code-llama-theta": (llama, LLAMA.with_changes(rope_theta=1e6), None),
     "linear-scaling": (
         llama,
@@ -150,6 +152,7 @@ CASES: dict[str, tuple[Reference, ModelConfig, dict[str, object] | None]] = {
         LLAMA_4.with_changes(moe=MixtureOfExperts(n_experts=5, top_k=2, ffn_dim=40), temperature=None),
         None,
     ),
+    "llama-4-large-epsilon": (llama4, LLAMA_4.with_changes(norm_eps=0.1), None),
     "llama-4-nope-first": (llama4, LLAMA_4.with_changes(no_rope_layers=(0, 2)), None),
     "llama-3.2-vision": (mllama, VISION, None),
 }
@@ -289,6 +292,13 @@ def test_last_only_gives_the_last_position() -> None:
     last = model(ids_BT, last_only=True)
     assert last.shape == (2, 1, 97)
     torch.testing.assert_close(last, model(ids_BT)[:, -1:], atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_tied_head_leaves_out_the_extra_embeddings() -> None:
+    config = VISION.with_changes(tie_embeddings=True)
+    model = load_model(config, random_tensors(config, 0))
+    assert model(torch.tensor([[3, 104]])).shape == (1, 2, 97)
 
 
 @torch.inference_mode()

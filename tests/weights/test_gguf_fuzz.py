@@ -137,7 +137,7 @@ def values(draw: st.DrawFn) -> GgufValue:
     return GgufValue(kind, number)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=150)  # every example is flushed to the disk
 @given(
     metadata=st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9).filter(

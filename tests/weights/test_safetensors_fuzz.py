@@ -129,7 +129,7 @@ def test_indexes_of_any_json(folder: Path, index: object) -> None:
     assert not loads_or_refuses(path)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=150)  # every example is flushed to the disk
 @given(
     plan=st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=9).filter(lambda name: name != "__metadata__"),

@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -50,7 +51,8 @@ void dequantise(int ggml_type, Array<const std::uint8_t> data, Array<float> out,
     const std::uint8_t* source = data.data();
     float* target = out.data();
     nb::gil_scoped_release release;
-    for_each_piece(blocks, thread_count(out.size(), kGrain, threads), [&](std::size_t begin, std::size_t end) noexcept {
+    const std::size_t pieces = thread_count(out.size(), kGrain, threads);
+    for_each_piece(blocks, pieces, [&](std::size_t begin, std::size_t end) noexcept {
         format.dequantise(source + begin * format.bytes, target + begin * format.elements, end - begin);
     });
 }
@@ -66,9 +68,10 @@ void quantise(int ggml_type, Array<const float> values, Array<std::uint8_t> out,
     std::atomic<bool> good{true};
     {
         nb::gil_scoped_release release;
-        for_each_piece(blocks, thread_count(values.size(), grain, threads), [&](std::size_t begin, std::size_t end) noexcept {
-            if (format.quantise(source + begin * format.elements, target + begin * format.bytes, end - begin) != Fit::kGood)
-                good = false;
+        const std::size_t pieces = thread_count(values.size(), grain, threads);
+        for_each_piece(blocks, pieces, [&](std::size_t begin, std::size_t end) noexcept {
+            const float* first = source + begin * format.elements;
+            if (format.quantise(first, target + begin * format.bytes, end - begin) != Fit::kGood) good = false;
         });
     }
     if (!good) throw std::invalid_argument(std::string("values are not finite, or too large for ") + format.name);

@@ -27,8 +27,7 @@ void unpack(const BlockQ4_1& block, float* out) {
 
 // One bit a weight to 0 or 16.
 void fifth_bits(const std::uint8_t (&qh)[4], std::uint8_t (&high)[32]) {
-    for (int byte = 0; byte < 4; ++byte)
-        for (int bit = 0; bit < 8; ++bit) high[8 * byte + bit] = static_cast<std::uint8_t>(((qh[byte] >> bit) & 1) << 4);
+    for (int i = 0; i < 32; ++i) high[i] = static_cast<std::uint8_t>(((qh[i / 8] >> (i % 8)) & 1) << 4);
 }
 
 void unpack(const BlockQ5_0& block, float* out) {
@@ -92,13 +91,18 @@ void six_bit_pair(const std::uint8_t (&packed)[12], int sub, int& scale, int& mi
 
 void unpack(const BlockQ4_K& block, float* out) {
     const float d = float32_from_half(block.d), dmin = float32_from_half(block.dmin);
+    float steps[8], minima[8];
     for (int sub = 0; sub < 8; ++sub) {
         int scale, least;
         six_bit_pair(block.scales, sub, scale, least);
-        const float step = d * static_cast<float>(scale), minimum = dmin * static_cast<float>(least);
-        const std::uint8_t* qs = block.qs + 32 * (sub / 2);
-        const int shift = 4 * (sub % 2);
-        for (int i = 0; i < 32; ++i) out[32 * sub + i] = step * static_cast<float>((qs[i] >> shift) & 15) - minimum;
+        steps[sub] = d * static_cast<float>(scale);
+        minima[sub] = dmin * static_cast<float>(least);
+    }
+    for (int pair = 0; pair < 4; ++pair) {
+        const std::uint8_t* qs = block.qs + 32 * pair;
+        const int low = 2 * pair, high = 2 * pair + 1;
+        for (int i = 0; i < 32; ++i) out[32 * low + i] = steps[low] * static_cast<float>(qs[i] & 15) - minima[low];
+        for (int i = 0; i < 32; ++i) out[32 * high + i] = steps[high] * static_cast<float>(qs[i] >> 4) - minima[high];
     }
 }
 

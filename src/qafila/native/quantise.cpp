@@ -1,8 +1,9 @@
 // float32 to plain types and to blocks of 32. Twin of quant/floats.py and legacy_blocks.py, bit for bit.
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "blocks.h"
 #include "floats.h"
@@ -14,20 +15,39 @@ constexpr int kBlock = 32;
 
 // 1 / d, and 0 where d is so small that there is none.
 float inverse(float d) {
+    if (d == 0.0f) return 0.0f;
     const float reciprocal = 1.0f / d;
     return std::isfinite(reciprocal) ? reciprocal : 0.0f;
 }
 
-// Largest magnitude of a block; infinity where a value is infinite or NaN.
+// Reductions compare bit patterns or fold halves onto each other: both are exact, and both vectorise.
+
+template <typename T, typename Choose>
+T folded(T (&items)[kBlock], Choose choose) {
+    for (int i = 0; i < 16; ++i) items[i] = choose(items[i], items[i + 16]);
+    for (int i = 0; i < 8; ++i) items[i] = choose(items[i], items[i + 8]);
+    for (int i = 0; i < 4; ++i) items[i] = choose(items[i], items[i + 4]);
+    return choose(choose(items[0], items[2]), choose(items[1], items[3]));
+}
+
+constexpr auto kSmaller = [](auto a, auto b) { return a < b ? a : b; };
+constexpr auto kGreater = [](auto a, auto b) { return a > b ? a : b; };
+
+std::int32_t magnitude_bits(float value) { return std::bit_cast<std::int32_t>(value) & 0x7FFFFFFF; }
+
+// Largest magnitude of a block. As bit patterns magnitudes are in order too, with infinity and NaN above all others.
 float magnitude(const float* values) {
-    float largest = 0.0f;
-    bool finite = true;
-    for (int i = 0; i < kBlock; ++i) {
-        const float value = std::fabs(values[i]);
-        finite &= value < std::numeric_limits<float>::infinity();
-        largest = value > largest ? value : largest;
-    }
-    return finite ? largest : std::numeric_limits<float>::infinity();
+    std::int32_t bits[kBlock];
+    for (int i = 0; i < kBlock; ++i) bits[i] = magnitude_bits(values[i]);
+    return std::bit_cast<float>(folded(bits, kGreater));
+}
+
+// The first value whose magnitude is the given one.
+float first_of_magnitude(const float* values, float wanted) {
+    const std::int32_t wanted_bits = magnitude_bits(wanted);
+    std::int32_t index[kBlock];
+    for (int i = 0; i < kBlock; ++i) index[i] = magnitude_bits(values[i]) == wanted_bits ? i : kBlock - 1;
+    return values[folded(index, kSmaller)];
 }
 
 // Every kernel returns before it converts a value that does not fit an integer.
@@ -49,9 +69,7 @@ Fit pack(const float* values, BlockQ8_0& block) {
 Fit pack(const float* values, BlockQ4_0& block) {
     const float largest = magnitude(values);
     if (!std::isfinite(largest)) return Fit::kOutOfRange;
-    int first = 0;
-    while (std::fabs(values[first]) != largest) ++first;
-    const float d = values[first] / -8.0f;
+    const float d = first_of_magnitude(values, largest) / -8.0f;
     block.d = half_from_float32(d);
     if (!half_is_finite(block.d)) return Fit::kOutOfRange;
     const float id = inverse(d);
@@ -64,22 +82,16 @@ Fit pack(const float* values, BlockQ4_0& block) {
     return Fit::kGood;
 }
 
-// The first of the values that equal `wanted`: among zeros of either sign it decides which one is stored.
-float first_equal(const float* values, float wanted) {
-    int first = 0;
-    while (values[first] != wanted) ++first;
-    return values[first];
-}
-
 Fit pack(const float* values, BlockQ4_1& block) {
     if (!std::isfinite(magnitude(values))) return Fit::kOutOfRange;
-    float least = values[0], greatest = values[0];
-    for (int i = 1; i < kBlock; ++i) {
-        least = values[i] < least ? values[i] : least;
-        greatest = values[i] > greatest ? values[i] : greatest;
-    }
-    least = first_equal(values, least);
-    greatest = first_equal(values, greatest);
+    float items[kBlock];
+    std::copy(values, values + kBlock, items);
+    float least = folded(items, kSmaller);
+    std::copy(values, values + kBlock, items);
+    float greatest = folded(items, kGreater);
+    // Among zeros of either sign the first decides which one is stored.
+    if (least == 0.0f) least = first_of_magnitude(values, 0.0f);
+    if (greatest == 0.0f) greatest = first_of_magnitude(values, 0.0f);
     const float d = (greatest - least) / 15.0f;
     block.d = half_from_float32(d);
     block.m = half_from_float32(least);

@@ -1,8 +1,8 @@
 """Byte-level BPE (Llama 3, Llama 4, the default model) on tiktoken's core.
 
 Every id comes from tiktoken, after a proof at loading time that ranks mean what the vocabulary's merges say
-(`qafila.text.bpe_merges`). What the core cannot do as the original does it - a character with a byte that the vocabulary lacks,
-a run of white space too long for its regular expressions - runs on ``tokenizers``.
+(`qafila.text.bpe_merges`). What the core cannot do as the original does it - a character with a byte that the
+vocabulary lacks, a run of white space too long for its regular expressions - runs on ``tokenizers``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qafila.text.bpe_core import (
     spell,
 )
 from qafila.text.bpe_merges import canonical_merges, ranked_tokens
-from qafila.text.bpe_patterns import PreTokenizer
+from qafila.text.bpe_patterns import PreTokenizer, pre_tokenizers
 from qafila.text.tokenizer import Roles, StreamDecoder, Tokenizer
 from qafila.text.tokenizer_special import TiktokenFamily, TokenFinder
 
@@ -107,7 +107,7 @@ class ByteLevelBPE(Tokenizer):
         ignore_merges: bool,
         roles: Roles,
     ) -> ByteLevelBPE | None:
-        """A vocabulary with a list of merges, or None where the core cannot be shown to give the ids that merging gives."""
+        """A vocabulary with a list of merges, or None where the core cannot be shown to give the same ids."""
         outside = set(special_tokens.values()) | set(added_tokens.values())
         known = {token: i for i, token in enumerate(tokens) if token and i not in outside}
         ranks = _ranks_of(known, merges, ignore_merges, pre) if pre.pattern is not None else None
@@ -153,14 +153,12 @@ class ByteLevelBPE(Tokenizer):
     @cached_property
     def _other(self) -> tokenizers.Tokenizer:
         """The same vocabulary on ``tokenizers``, with no special tokens: for what tiktoken's core cannot do."""
-        from qafila.text.tokenizer_hf import hf_from_json
+        from qafila.text.tokenizer_hf import byte_level_document, hf_from_json
 
-        whole = self.to_tokenizer_json()
-        plain = [i for i, token in enumerate(self._tokens) if i in self._control or i in self.added_tokens.values()]
-        outside = {self.token_text(i) for i in plain}
-        model = dict(whole["model"])  # type: ignore[call-overload]
-        model["vocab"] = {text: i for text, i in model["vocab"].items() if text not in outside or i not in plain}
-        return hf_from_json({**whole, "model": model, "added_tokens": [], "post_processor": None})
+        outside = self._control | set(self.added_tokens.values())
+        tokens = [b"" if i in outside else token for i, token in enumerate(self._tokens)]
+        spec, merges = self.pre.spec, self.merges
+        return hf_from_json(byte_level_document(tokens, {}, {}, spec, merges, self._ignore_merges, Roles()))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """See `Tokenizer.decode`."""
@@ -199,9 +197,25 @@ class ByteLevelBPE(Tokenizer):
 
     def to_tokenizer_json(self) -> dict[str, object]:
         """See `Tokenizer.to_tokenizer_json`."""
-        from qafila.text.tokenizer_hf import byte_level_json
+        from qafila.text.tokenizer_hf import byte_level_document
 
-        return byte_level_json(self, self.merges, self._ignore_merges)
+        special, added, spec, merges = self.special_tokens, self.added_tokens, self.pre.spec, self.merges
+        return byte_level_document(self._tokens, special, added, spec, merges, self._ignore_merges, self.roles)
+
+    @property
+    def gguf_pre(self) -> str:
+        """The name for ``tokenizer.ggml.pre`` that readers take for this pattern and this way with merges."""
+        same = [known for known in pre_tokenizers() if known.pattern == self.pre.pattern]
+        fitting = next((known for known in same if known.ignore_merges == self._ignore_merges), None)
+        if fitting is None:
+            raise TokenizerError(
+                f"tokenizer: GGUF files of the kind {self.pre.names[0]!r} do not treat merges as this vocabulary does"
+            )
+        return (
+            self.pre.names[0]
+            if self.pre in same and self.pre.ignore_merges == self._ignore_merges
+            else fitting.names[0]
+        )
 
     def to_gguf(self) -> dict[str, object]:
         """See `Tokenizer.to_gguf`."""
@@ -217,7 +231,9 @@ class ByteLevelBPE(Tokenizer):
         if self._ranks != self._ids and (
             not self._ignore_merges or canonical_merges(self._ranks) != canonical_merges(self._ids)
         ):
-            raise TokenizerError("tokenizer: its ids are not its merge ranks, as a tiktoken file needs it; use tokenizer.json")
+            raise TokenizerError(
+                "tokenizer: its ids are not its merge ranks, as a tiktoken file needs it; use tokenizer.json"
+            )
         return data
 
     @property
@@ -225,7 +241,9 @@ class ByteLevelBPE(Tokenizer):
         return f"a byte-level vocabulary ({self.pre.names[0]})"
 
 
-def _ranks_of(known: dict[bytes, int], merges: Merges, ignore_merges: bool, pre: PreTokenizer) -> dict[bytes, int] | None:
+def _ranks_of(
+    known: dict[bytes, int], merges: Merges, ignore_merges: bool, pre: PreTokenizer
+) -> dict[bytes, int] | None:
     """Ranks under which tiktoken merges as ``merges`` say, or None where that cannot be shown."""
     spelled = {spell(token): i for token, i in known.items()}
     ranked = ranked_tokens(merges, spelled)

@@ -8,7 +8,7 @@ from functools import cache
 
 from qafila.errors import TokenizerError
 
-# llama_models/llama3/tokenizer.py: longer stretches (in characters) overflow the stack of tiktoken's regular expressions.
+# llama_models/llama3/tokenizer.py: longer stretches (in characters) overflow the stack of tiktoken's regexes.
 MAX_PIECE = 400_000
 MAX_RUN = 25_000
 
@@ -107,8 +107,8 @@ def _runs(length: int) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 def reference_pieces(text: str) -> Iterator[str]:
-    """``text`` cut where Meta's tokenizer cuts it: every `MAX_PIECE` characters, and runs of white space or of none that go
-    beyond `MAX_RUN` characters (llama_models/llama3/tokenizer.py)."""
+    """``text`` cut where Meta's tokenizer cuts it: every `MAX_PIECE` characters, and runs of white space or of none
+    that go beyond `MAX_RUN` characters (llama_models/llama3/tokenizer.py)."""
     for start in range(0, len(text), MAX_PIECE):
         piece = text[start : start + MAX_PIECE] if len(text) > MAX_PIECE else text
         if len(piece) <= MAX_RUN or not long_run(piece):

@@ -1,20 +1,23 @@
 """Merge lists and merge ranks: two ways to write a BPE vocabulary down, and when they mean the same.
 
-Hugging Face and GGUF list merges: only a listed pair may merge. tiktoken (and SentencePiece) rank tokens: any two neighbours
-whose bytes together are a token may merge. Both always merge the best-ranked pair first, the leftmost of equals.
+Hugging Face and GGUF list merges: only a listed pair may merge. tiktoken (and SentencePiece) rank tokens: any two
+neighbours whose bytes together are a token may merge. Both always merge the best-ranked pair first, the leftmost of
+equals.
 
-What makes them equal: as long as nothing merges across the ends of a stretch, what happens inside it depends on the stretch
-alone. So in any text a token ``t`` comes about only by the last merge of ``t`` encoded alone, its *canonical* pair; other pairs
-that spell ``t`` never fire, and a token that does not come out when it is encoded alone never comes out at all. Hence:
+What makes them equal: as long as nothing merges across the ends of a stretch, what happens inside it depends on the
+stretch alone. So in any text a token ``t`` comes about only by the last merge of ``t`` encoded alone, its *canonical*
+pair; other pairs that spell ``t`` never fire, and a token that does not come out when it is encoded alone never comes
+out at all. Hence:
 
 * ranks → merges: list the canonical pair of each token, in the order of the ranks;
-* merges → ranks: rank each token by its canonical pair, and leave out the tokens that the merges cannot build (they would
-  allow pairs that are not listed).
+* merges → ranks: rank each token by its canonical pair, and leave out the tokens that the merges cannot build (they
+  would allow pairs that are not listed).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from qafila.errors import TokenizerError
@@ -26,9 +29,9 @@ _MAX_PARTS = 4096
 
 
 def last_pair(parts: list[T], rank: Callable[[T, T], int | None]) -> tuple[T, T] | None:
-    """The last merge that makes ``parts`` one, or None where merging stops before; ``rank`` ranks a pair (lowest first)."""
+    """The last merge that makes ``parts`` one, or None where merging stops before; ``rank`` is lowest for the first."""
     parts = list(parts)
-    ranks = [rank(left, right) for left, right in zip(parts, parts[1:], strict=False)]
+    ranks = [rank(left, right) for left, right in pairwise(parts)]
     while len(parts) > 2:
         best = -1
         for i, value in enumerate(ranks):

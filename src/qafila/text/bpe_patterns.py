@@ -1,4 +1,4 @@
-"""How byte-level BPE cuts text into pieces before it merges: the patterns that Llama checkpoints use, under all their names.
+"""How byte-level BPE cuts text into pieces before it merges: the patterns of Llama checkpoints, under all their names.
 
 Each one is written twice: as one regular expression for tiktoken's core, and as the ``pre_tokenizer`` of a
 ``tokenizer.json``. The two are held together by tests over every Unicode character and thousands of lines.
@@ -26,8 +26,8 @@ TEKKEN = (
     rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
 )
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Digits one by one, then GPT-2 on what lies between: the spaces in front of a digit are the end of their stretch, so all of
-# them are one piece, where GPT-2 alone would leave the last one out.
+# Digits one by one, then GPT-2 on what lies between: the spaces in front of a digit are the end of their stretch, so
+# all of them are one piece, where GPT-2 alone would leave the last one out.
 DIGITS_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 
 _BYTES_ONLY = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -47,7 +47,7 @@ class PreTokenizer:
 
     Attributes:
         names: its names in ``tokenizer.ggml.pre``; the first is the one that is written.
-        pattern: one regular expression for tiktoken's core, or None where it takes several passes (``tokenizers`` then).
+        pattern: one regular expression for tiktoken's core; None where it takes several passes (on ``tokenizers``).
         spec: the ``pre_tokenizer`` of a ``tokenizer.json``.
         ignore_merges: a piece that is a token is that token, whatever the merges say (as tiktoken does).
         add_bos: GGUF files of this kind want a BOS even where they do not say so.

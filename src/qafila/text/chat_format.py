@@ -116,7 +116,8 @@ class ChatFormat(ABC):
             messages: the conversation.
             tools: what the model may call, in the form of this family.
             add_generation_prompt: end with the header of the assistant's answer.
-            date: today, for formats that tell the model; no clock is ever read.
+            date: today, for formats that tell the model. Without it formats of ours name no day, and a checkpoint's
+                template reads its clock.
 
         Raises:
             ChatError: the format cannot express these messages.
@@ -177,7 +178,7 @@ class ChatFormat(ABC):
                 raise ChatError(f"messages[{index}]: format {self.name} has no tool calls; leave this message out")
 
     def _alternating(self, messages: Sequence[Message], *, end_with_user: bool) -> tuple[str | None, list[Message]]:
-        """The system text, and the rest: user and assistant in turn, beginning (and, for a reply, ending) with the user."""
+        """The system text, and the rest: user and assistant in turn, the user first (and, for a reply, last)."""
         system, rest = (
             (messages[0].text, list(messages[1:]))
             if messages and messages[0].role == "system"

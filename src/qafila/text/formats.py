@@ -18,16 +18,8 @@ from qafila.text.formats_derivatives import (
     KoalaFormat,
     VicunaFormat,
 )
-from qafila.text.formats_llama import (
-    CodeLlama70BFormat,
-    CodeLlamaFormat,
-    CodeLlamaInfill,
-    Llama2Format,
-    Llama3Format,
-    Llama4Format,
-    Llama31Format,
-    Llama32Format,
-)
+from qafila.text.formats_llama import Llama3Format, Llama4Format, Llama31Format, Llama32Format
+from qafila.text.formats_llama2 import CodeLlama70BFormat, CodeLlamaFormat, CodeLlamaInfill, Llama2Format
 from qafila.text.messages import Message, ToolCall, ToolSchema
 from qafila.text.tokenizer import Tokenizer
 
@@ -81,9 +73,9 @@ def detect_format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
         tokenizer: the checkpoint's.
 
     Returns:
-        The format of ours that gives the template's very tokens on a set of conversations, with and without tools, system
-        text and answers; the template itself (``TemplateFormat``) where there is none. Without a template, the format that
-        the special tokens belong to.
+        The format of ours that gives the template's very tokens on a set of conversations, with and without tools,
+        system text and answers; the template itself (``TemplateFormat``) where there is none. Without a template, the
+        format that the special tokens belong to.
 
     Raises:
         ChatError: no template, and no special tokens of a chat format: a base model; or a template that is none.

@@ -1,7 +1,7 @@
 """The chat formats of models derived from Llama: ChatML (SmolLM2), Alpaca, Vicuna, Koala, Dolly.
 
-Sources: stanford_alpaca train.py, FastChat conversation.py (Vicuna v1.1), EasyLM's Koala documentation, dolly consts.py; ChatML is
-checked against the chat template in the default model's file.
+Sources: stanford_alpaca train.py, FastChat conversation.py (Vicuna v1.1), EasyLM's Koala documentation, dolly
+consts.py; ChatML is checked against the chat template in the default model's file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Huggin
 class ChatMLFormat(ChatFormat):
     """ChatML: ``<|im_start|>role``, a line break, text, ``<|im_end|>`` and a line break.
 
-    Tools are listed in the system message and called as ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, the form
-    most ChatML models were tuned to.
+    Tools are listed in the system message and called as ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``,
+    the form most ChatML models were tuned to.
 
     Args:
         tokenizer: one with ``<|im_start|>`` and ``<|im_end|>``.
@@ -38,6 +38,7 @@ class ChatMLFormat(ChatFormat):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
         end = self._special("<|im_end|>")
         eos = self.tokenizer.eos_id
         return (end,) if eos is None or eos == end else (end, eos)
@@ -50,6 +51,7 @@ class ChatMLFormat(ChatFormat):
         add_generation_prompt: bool = True,
         date: datetime.date | None = None,
     ) -> Rendered:
+        """As ``ChatFormat.render``."""
         require_messages(messages)
         start, end = self._special("<|im_start|>"), self._special("<|im_end|>")
         writer = TokenWriter(self.tokenizer)
@@ -104,6 +106,7 @@ class _PlainTextFormat(ChatFormat):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
         return () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
 
     def render(
@@ -114,6 +117,7 @@ class _PlainTextFormat(ChatFormat):
         add_generation_prompt: bool = True,
         date: datetime.date | None = None,
     ) -> Rendered:
+        """As ``ChatFormat.render``."""
         self._refuse_tools(messages, tools)
         system, turns = self._alternating(messages, end_with_user=add_generation_prompt)
         writer = TokenWriter(self.tokenizer)
@@ -160,6 +164,7 @@ class AlpacaFormat(_PlainTextFormat):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
+        """Text that ends an answer."""
         return ("### Instruction:",)
 
     def _prompt(self, message: Message, *, first: bool, system: str | None) -> str:
@@ -182,12 +187,14 @@ class DollyFormat(_PlainTextFormat):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
         # Dolly's own tokenizer has the key as a special token; over any other one it is text.
         end = self.tokenizer.special_tokens.get(_DOLLY_END)
         return super().stop_ids if end is None else (*super().stop_ids, end)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
+        """Text that ends an answer."""
         return (_DOLLY_END,)
 
     def _prompt(self, message: Message, *, first: bool, system: str | None) -> str:
@@ -222,6 +229,7 @@ class VicunaFormat(_PlainTextFormat):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
+        """Text that ends an answer."""
         return ("USER:",)
 
     def _prompt(self, message: Message, *, first: bool, system: str | None) -> str:
@@ -233,12 +241,13 @@ class VicunaFormat(_PlainTextFormat):
 
 
 class KoalaFormat(_PlainTextFormat):
-    """Koala: ``BEGINNING OF CONVERSATION: USER: ... GPT:...</s>``, no space after ``GPT:`` and no place for a system text."""
+    """Koala: ``BEGINNING OF CONVERSATION: USER: ... GPT:...</s>``, no space after ``GPT:``, no system text."""
 
     name = "koala"
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
+        """Text that ends an answer."""
         return ("USER:",)
 
     def _prompt(self, message: Message, *, first: bool, system: str | None) -> str:

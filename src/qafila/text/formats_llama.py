@@ -1,7 +1,6 @@
-"""Meta's own chat formats: Llama 2, Code Llama, Llama 3 to 3.3 and Llama 4, and Code Llama's infilling.
+"""Meta's chat formats from Llama 3 on: Llama 3, 3.1 (and 3.3), 3.2 and 4.
 
-Sources: meta-llama/llama generation.py, meta-llama/codellama generation.py and tokenizer.py, meta-llama/llama-models
-prompt_format.md and chat_format.py of each family.
+Sources: meta-llama/llama-models, prompt_format.md and chat_format.py of each family.
 """
 
 from __future__ import annotations
@@ -18,167 +17,7 @@ from qafila.text.tokenizer import Tokenizer
 from qafila.text.tools import CODE_INTERPRETER, ToolFormat, is_builtin, parse_tool_calls, render_tool_calls
 
 
-class Llama2Format(ChatFormat):
-    """Llama 2 Chat and Code Llama Instruct 7B, 13B and 34B: ``<s>[INST] <<SYS>>...<</SYS>> user [/INST] answer </s>``.
-
-    Each turn has a BOS of its own, and an answer ends in a space before EOS: the reference encodes it so. Text with the
-    format's own tags in it is refused, as there.
-    """
-
-    name = "llama-2"
-    tags: ClassVar[tuple[str, ...]] = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        return (self._eos(),)
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[ToolSchema] = (),
-        add_generation_prompt: bool = True,
-        date: datetime.date | None = None,
-    ) -> Rendered:
-        self._refuse_tools(messages, tools)
-        self._refuse_tags(messages)
-        system, turns = self._alternating(messages, end_with_user=add_generation_prompt)
-        if self.tokenizer.bos_id is None:
-            raise ChatError(f"format {self.name}: the tokenizer has no BOS token; choose another chat format")
-        writer = TokenWriter(self.tokenizer)
-        for index, message in enumerate(turns):
-            if message.role == "user":
-                text = message.text
-                if index == 0 and system is not None:
-                    text = f"<<SYS>>\n{system}\n<</SYS>>\n\n{text}"
-                writer.token(self.tokenizer.bos_id)
-                writer.text(f"[INST] {text.strip()} [/INST]")
-            else:
-                if message.ids is None:
-                    writer.text(f" {message.text.strip()} ", learn=True)
-                    writer.token(self._eos(), learn=True)
-                else:
-                    writer.ids(message.ids, learn=True)
-                    if message.ids[-1:] != (self._eos(),):
-                        writer.token(self._eos(), learn=True)
-        return writer.finish()
-
-    def _parse_text(self, text: str, call_ids: str, ids: tuple[int, ...] | None) -> Message:
-        return Message("assistant", text.strip(), ids=ids)
-
-    def _refuse_tags(self, messages: Sequence[Message]) -> None:
-        for index, message in enumerate(messages):
-            for tag in self.tags if message.ids is None else ():
-                if tag in message.text:
-                    raise ChatError(f'messages[{index}]: text with the tag "{tag}" is refused by format {self.name}')
-
-
-class CodeLlamaFormat(Llama2Format):
-    """Code Llama Instruct 7B, 13B and 34B: as Llama 2, and ``<step>`` is refused too."""
-
-    name = "code-llama"
-    tags = (*Llama2Format.tags, "<step>")
-
-
-class CodeLlama70BFormat(CodeLlamaFormat):
-    """Code Llama 70B Instruct: `` Source: role``, `` Destination: user`` for answers, ``<step>`` after each message.
-
-    The reference writes an old answer without the ``Destination`` line that it was asked for with; here it keeps it, so
-    that a conversation only ever grows.
-    """
-
-    name = "code-llama-70b"
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        return (self._special("<step>"), self._eos())
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[ToolSchema] = (),
-        add_generation_prompt: bool = True,
-        date: datetime.date | None = None,
-    ) -> Rendered:
-        self._refuse_tools(messages, tools)
-        self._refuse_tags(messages)
-        system, turns = self._alternating(messages, end_with_user=add_generation_prompt)
-        if self.tokenizer.bos_id is None:
-            raise ChatError(f"format {self.name}: the tokenizer has no BOS token; choose another chat format")
-        step = self._special("<step>")
-        writer = TokenWriter(self.tokenizer)
-        writer.token(self.tokenizer.bos_id)
-        for message in (Message("system", system or ""), *turns):
-            if message.role == "assistant":
-                self._reply_header(writer)
-                if message.ids is None:
-                    writer.text(message.text.strip(), learn=True)
-                else:
-                    writer.ids(message.ids, learn=True)
-                if message.ids is None or message.ids[-1:] not in ((step,), (self._eos(),)):
-                    writer.token(step, learn=True)
-                continue
-            writer.text(f" Source: {message.role}")
-            writer.cut()
-            if message.text:
-                writer.text(f"\n\n {message.text.strip()}")
-            writer.token(step)
-        if add_generation_prompt:
-            self._reply_header(writer)
-        return writer.finish()
-
-    @staticmethod
-    def _reply_header(writer: TokenWriter) -> None:
-        writer.cut()
-        writer.text(" Source: assistant\nDestination: user")
-        writer.cut()
-        writer.text("\n\n ")
-        writer.break_run()
-
-
-class CodeLlamaInfill:
-    """Filling in the middle with Code Llama 7B, 13B and 70B base: not a chat, one prompt and the text between.
-
-    Raises:
-        ChatError: the tokenizer has no infilling tokens (34B, Python and other models).
-    """
-
-    name = "code-llama-infill"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._prefix, self._suffix, self._middle, self._end = (self._find(n) for n in ("PRE", "SUF", "MID", "EOT"))
-
-    def _find(self, name: str) -> int:
-        for spelling in (f"▁<{name}>", f"<{name}>"):
-            token_id = self.tokenizer.token_id(spelling)
-            if token_id is not None:
-                return token_id
-        raise ChatError(f'infilling: the tokenizer has no token "▁<{name}>"; use Code Llama 7B, 13B or 70B')
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The token that ends the middle, and EOS."""
-        return (self._end,) if self.tokenizer.eos_id is None else (self._end, self.tokenizer.eos_id)
-
-    def infill(self, prefix: str, suffix: str, *, spm: bool = False) -> list[int]:
-        """Token ids of the prompt whose continuation is the text between ``prefix`` and ``suffix``.
-
-        Args:
-            prefix: what stands before.
-            suffix: what stands after; it is tokenised without SentencePiece's leading space.
-            spm: suffix first (suffix-prefix-middle) instead of prefix-suffix-middle.
-        """
-        before = self.tokenizer.encode(prefix)
-        after = self.tokenizer.encode_continuation(suffix)
-        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        if spm:
-            return [*bos, self._prefix, self._suffix, *after, self._middle, *before]
-        return [*bos, self._prefix, *before, self._suffix, *after, self._middle]
-
-
-class _HeaderFormat(ChatFormat):
+class HeaderFormat(ChatFormat):
     """What Llama 3 and Llama 4 share: a header with the role, the text, and a token that ends the message."""
 
     header_start: ClassVar[str]
@@ -191,6 +30,7 @@ class _HeaderFormat(ChatFormat):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
         names = ("<|end_of_text|>", self.message_end, self.turn_end)
         found = (self.tokenizer.token_id(name) for name in names)
         return tuple(token_id for token_id in found if token_id is not None)
@@ -203,6 +43,7 @@ class _HeaderFormat(ChatFormat):
         add_generation_prompt: bool = True,
         date: datetime.date | None = None,
     ) -> Rendered:
+        """As ``ChatFormat.render``."""
         require_messages(messages)
         writer = TokenWriter(self.tokenizer)
         writer.token(self._special("<|begin_of_text|>"))
@@ -278,6 +119,7 @@ class _HeaderFormat(ChatFormat):
         writer.token(self._special(end), learn=True)
 
     def parse(self, output: str | Sequence[int], *, call_ids: str = "call") -> Message:
+        """As ``ChatFormat.parse``."""
         ids = None if isinstance(output, str) else tuple(output)
         python = False
         if isinstance(output, str):
@@ -305,7 +147,7 @@ class _HeaderFormat(ChatFormat):
         return Message("assistant", text, ids=ids)
 
 
-class Llama3Format(_HeaderFormat):
+class Llama3Format(HeaderFormat):
     """Llama 3: ``<|start_header_id|>role<|end_header_id|>``, blank line, text, ``<|eot_id|>``; no tools."""
 
     name = "llama-3"
@@ -323,11 +165,12 @@ class Llama3Format(_HeaderFormat):
         add_generation_prompt: bool = True,
         date: datetime.date | None = None,
     ) -> Rendered:
+        """As ``ChatFormat.render``."""
         self._refuse_tools(messages, tools)
         return super().render(messages, add_generation_prompt=add_generation_prompt)
 
 
-class Llama31Format(_HeaderFormat):
+class Llama31Format(HeaderFormat):
     """Llama 3.1 and 3.3, and 3.2 Vision: header lines in the system message, tools told in a user message.
 
     Args:
@@ -336,7 +179,7 @@ class Llama31Format(_HeaderFormat):
         ipython: the line ``Environment: ipython``, which turns the code interpreter on; custom calls then begin with
             ``<|python_tag|>`` and end with ``<|eom_id|>``.
         tool_format: how custom tools are told and called: ``json`` or ``function``.
-        knowledge_cutoff: the ``Cutting Knowledge Date:`` line, written together with ``Today Date:`` if a date is given.
+        knowledge_cutoff: the ``Cutting Knowledge Date:`` line, written with ``Today Date:`` if a date is given.
     """
 
     name = "llama-3.1"
@@ -383,7 +226,7 @@ class Llama31Format(_HeaderFormat):
             return None
         if self.tool_format == "function":
             listed = "\n\n".join(
-                f"Use the function '{tool.name}' to '{tool.description}':\n{json.dumps(tool.function(), ensure_ascii=False)}"
+                f"Use the function '{tool.name}' to '{tool.description}':\n{_line(tool.function())}"
                 for tool in tools
             )
             return _FUNCTION_TOOLS.format(listed)
@@ -423,8 +266,8 @@ class Llama32Format(Llama31Format):
         return None
 
 
-class Llama4Format(_HeaderFormat):
-    """Llama 4: shorter special tokens, pythonic calls; calls and tool results end with ``<|eom|>``, turns with ``<|eot|>``."""
+class Llama4Format(HeaderFormat):
+    """Llama 4: shorter special tokens, pythonic calls; calls and tool results end with ``<|eom|>``, turns ``<|eot|>``."""
 
     name = "llama-4"
     header_start = "<|header_start|>"
@@ -449,6 +292,10 @@ class Llama4Format(_HeaderFormat):
 
     def _starts_python(self, calls: Sequence[ToolCall]) -> bool:
         return any(call.name == CODE_INTERPRETER for call in calls)
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _pretty(value: object) -> str:

@@ -1,4 +1,4 @@
-"""SentencePiece BPE (Llama 1, Llama 2, Code Llama): ids and texts equal to the ``sentencepiece`` library's, without it."""
+"""SentencePiece BPE (Llama 1, 2, Code Llama): ids and texts equal to the ``sentencepiece`` library's, without it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from qafila.errors import TokenizerError
 from qafila.text.bpe_core import checked_ids
@@ -59,17 +60,21 @@ class SentencePieceBPE(Tokenizer):
 
     @classmethod
     def from_model(cls, model: SentencePieceModel, source: bytes | None = None) -> SentencePieceBPE:
-        """The vocabulary of a ``.model`` file; a Llama's prompts begin with its BOS, which the file itself does not say.
+        """The vocabulary of a ``.model`` file; prompts begin with the BOS, which the file itself does not say.
 
         Raises:
             TokenizerError: two pieces have the same text, or a role falls to no piece.
         """
         if len({piece.text for piece in model.pieces}) != len(model.pieces):
             raise TokenizerError("SentencePiece model: two pieces have the same text; the file is damaged")
-        ids = [value if value >= 0 else None for value in (model.bos_id, model.eos_id, model.unk_id, model.pad_id)]
-        # The library takes a role's piece by its name, so an id beyond the vocabulary is one that was left out.
-        ids = [value if value is not None and value < len(model.pieces) else None for value in ids]
-        return cls(model, Roles(*ids, add_bos=ids[0] is not None), source)
+
+        def there(token_id: int) -> int | None:
+            # The library takes a role's piece by its name, so an id beyond the vocabulary is one that was left out.
+            return token_id if 0 <= token_id < len(model.pieces) else None
+
+        bos = there(model.bos_id)
+        roles = Roles(bos, there(model.eos_id), there(model.unk_id), there(model.pad_id), add_bos=bos is not None)
+        return cls(model, roles, source)
 
     @classmethod
     def from_merges(
@@ -91,8 +96,7 @@ class SentencePieceBPE(Tokenizer):
                 pieces.append(Piece(text, 0.0, BYTE))
             else:
                 pieces.append(Piece(text, scores.get(text, -float(len(scores) + token_id))))
-        chosen = (roles.unk_id, roles.bos_id, roles.eos_id, roles.pad_id)
-        made = cls(SentencePieceModel(tuple(pieces), *(-1 if i is None else i for i in chosen)), roles)
+        made = cls(SentencePieceModel(tuple(pieces)), roles)
         unbuilt = {p.text for p in pieces if p.type == NORMAL and len(p.text) > 1 and p.text not in scores} | ranked[1]
         if made._ranked is None or made._ranked.unbuilt != {text.encode() for text in unbuilt}:
             return None
@@ -140,12 +144,13 @@ class SentencePieceBPE(Tokenizer):
         while at < len(known) and start.open:
             data.append(start.take(known[at]))
             at += 1
-        table = self._table
-        if skip_special:
-            data += [table[i] for i in known[at:] if i not in self._hidden]
-        else:
-            data += [table[i] for i in known[at:]]
-        return _one_by_one(b"".join(data).decode("utf-8", "surrogateescape"))
+        hidden = self._hidden if skip_special else frozenset[int]()
+        data += [b"" if i in hidden else self._table[i] for i in known[at:]]
+        if hidden.isdisjoint(known):
+            return _text_of(b"".join(data))
+        # A control piece shows nothing, but no character goes on behind it.
+        cuts = [0, *(i + 1 for i, token_id in enumerate(known) if token_id in hidden), len(known)]
+        return "".join(_text_of(b"".join(data[begin:end])) for begin, end in pairwise(cuts))
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Tokenizer.token_bytes`."""
@@ -177,12 +182,14 @@ class SentencePieceBPE(Tokenizer):
     def to_tokenizer_json(self) -> dict[str, object]:
         """See `Tokenizer.to_tokenizer_json`."""
         if self._ranked is None:
-            raise TokenizerError("tokenizer: pieces of equal score merge leftmost first, which tokenizer.json cannot say")
+            raise TokenizerError(
+                "tokenizer: pieces of equal score merge leftmost first, which tokenizer.json cannot say"
+            )
         pieces = self.model.pieces
         if any(piece.type == USER_DEFINED for piece in pieces) or byte_ids(pieces) is None:
             raise TokenizerError(
-                "tokenizer: tokenizer.json cannot say what user-defined pieces, or a vocabulary without byte pieces, mean here;"
-                " export to GGUF or to a SentencePiece model"
+                "tokenizer: tokenizer.json cannot say what user-defined pieces, or a vocabulary without byte pieces,"
+                " mean here; export to GGUF or to a SentencePiece model"
             )
         merges = [(a.decode(), b.decode()) for a, b in canonical_merges(self._piece_ranks(), characters=True)]
         from qafila.text.sentencepiece_json import sentencepiece_json
@@ -216,13 +223,17 @@ def _bytes_of(piece: Piece, unk_surface: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+def _text_of(data: bytes) -> str:
+    return _one_by_one(data.decode("utf-8", "surrogateescape"))
+
+
 def _one_by_one(text: str) -> str:
     """One U+FFFD for each byte that is part of no character: SentencePiece's way."""
     return text if text.isascii() else _ESCAPED.sub("\ufffd", text)
 
 
 class _Start:
-    """The begin of a text, where a space goes: open until something has been seen of the text or that space has gone."""
+    """The begin of a text, where a space goes: open until something was seen of the text or that space has gone."""
 
     def __init__(self, tokenizer: SentencePieceBPE, skip_special: bool) -> None:
         model = tokenizer.model
@@ -255,7 +266,8 @@ class SentencePieceStream(StreamDecoder):
     def push(self, token_id: int) -> str:
         """See `StreamDecoder.push`."""
         checked_ids((token_id,), self._tokenizer.vocab_size)
-        return _one_by_one(self._decoder.decode(self._start.take(token_id)))
+        ends = self._skip and self._tokenizer.model.pieces[token_id].type == CONTROL
+        return _one_by_one(self._decoder.decode(self._start.take(token_id), ends))
 
     def finish(self) -> str:
         """See `StreamDecoder.finish`."""

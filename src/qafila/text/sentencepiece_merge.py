@@ -1,8 +1,8 @@
 """SentencePiece's merging as tiktoken's core can run it, and the slow merging for vocabularies where it cannot.
 
-SentencePiece merges the neighbours whose joined text is the piece with the highest score, the leftmost of equals; it begins
-with characters. tiktoken begins with bytes, so the ranks here first put every character together from its bytes (they come
-before all pieces, and UTF-8 leaves only one way to do it) and then rank the pieces by their score.
+SentencePiece merges the neighbours whose joined text is the piece with the highest score, the leftmost of equals; it
+begins with characters. tiktoken begins with bytes, so the ranks here first put every character together from its bytes
+(they come before all pieces, and UTF-8 leaves only one way to do it) and then rank the pieces by their score.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from qafila.text.bpe_core import MergeCore
 from qafila.text.sentencepiece_model import BYTE, NORMAL, UNUSED, Piece
@@ -34,13 +35,15 @@ def piece_order(pieces: Sequence[Piece]) -> list[str] | None:
     """Pieces of more than one character, best first, or None where no order of ranks gives what the scores give.
 
     Equal scores mean "the leftmost", which ranks cannot say, with one exception: the runs of spaces of Llama 2, two to
-    sixteen, all tied behind everything else. Leftmost first means there that one run grows to its end before the next begins,
-    and so does longest first.
+    sixteen, all tied behind everything else. Leftmost first means there that one run grows to its end before the next
+    begins, and so does longest first.
     """
     if any(piece.type == UNUSED for piece in pieces):
         return None
-    scored = sorted({p.text: p for p in pieces if p.type == NORMAL and len(p.text) > 1}.values(), key=lambda p: -p.score)
-    tied = {a.score for a, b in zip(scored, scored[1:], strict=False) if a.score == b.score}
+    scored = sorted(
+        {p.text: p for p in pieces if p.type == NORMAL and len(p.text) > 1}.values(), key=lambda p: -p.score
+    )
+    tied = {a.score for a, b in pairwise(scored) if a.score == b.score}
     if not tied:
         return [p.text for p in scored]
     last = scored[-1].score

@@ -74,9 +74,11 @@ def parse_model(data: bytes) -> SentencePieceModel:
     if normalizer.get(2):
         raise TokenizerError("SentencePiece model: it normalises text with a character map; Llama's do not")
     if not _integer(normalizer, 5, 1) or _integer(trainer, 24, 0):
-        raise TokenizerError("SentencePiece model: it writes spaces in a way of its own; Llama's put U+2581 in front of words")
+        raise TokenizerError(
+            "SentencePiece model: it writes spaces in a way of its own; Llama's put U+2581 in front of words"
+        )
     surface = trainer.get(44)
-    model = SentencePieceModel(
+    return SentencePieceModel(
         tuple(pieces),
         _integer(trainer, 40, 0),
         _integer(trainer, 41, 1),
@@ -86,7 +88,6 @@ def parse_model(data: bytes) -> SentencePieceModel:
         bool(_integer(normalizer, 3, 1)),
         bool(_integer(normalizer, 4, 1)),
     )
-    return model
 
 
 def write_model(model: SentencePieceModel) -> bytes:

@@ -1,9 +1,8 @@
 """The checkpoint's own Jinja chat template, and the chat format it makes.
 
-The template renders text; what has to become tokens is more than text: which ``<|...|>`` was written by the template and which by
-a person who would like to be the system, where the assistant speaks, and which ids an answer had. So the template is rendered a
-second time with marks (private-use characters that occur nowhere else) around everything that is not its own, and the marks say
-which is which.
+The template renders text; what has to become tokens is more than text: which ``<|...|>`` was written by the template
+and which by a person who would like to be the system, where the assistant speaks, and which ids an answer had. So the
+template is rendered a second time with marks around everything that is not its own (``template_marks``).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -21,6 +21,7 @@ from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from qafila.errors import ChatError
 from qafila.text.chat_format import ChatFormat, Rendered, TokenWriter, require_messages
 from qafila.text.messages import Message, ToolSchema
+from qafila.text.template_marks import Marks, marked, message_data, strings
 from qafila.text.template_sandbox import MAX_SOURCE, Guard, LimitError, TemplateEnvironment
 from qafila.text.tokenizer import Tokenizer
 
@@ -29,8 +30,6 @@ _END_TOKENS = (
     "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>",
     "<end_of_turn>", "</s>",
 )  # fmt: skip
-_FIRST_PRIVATE = 0x10F000
-_LAST_PRIVATE = 0x10FFFD
 
 
 class JinjaTemplate:
@@ -64,7 +63,8 @@ class JinjaTemplate:
             ChatError: the template fails, tries to escape, or wants more time or memory than it may have.
         """
         with self._lock:
-            return self._guarded(lambda: self._render(variables, now))
+            text: str = self._guarded(lambda: self._render(variables, now))
+            return text
 
     def _compile(self) -> Template:
         parsed = self._environment.parse(self.source)
@@ -120,12 +120,13 @@ class _Atom:
 class TemplateFormat(ChatFormat):
     """A checkpoint's Jinja template as a chat format.
 
-    Text out of messages and tools never becomes a special token. Tokens are those of the rendered text, except that an answer's
-    text is tokenised on its own, as it was when it was generated. Answers that carry ``ids`` are spliced in as they are, so that
-    conversations grow append-only wherever the template itself does (``chat_format.append_only`` tells).
+    Text out of messages and tools never becomes a special token. Tokens are those of the rendered text, except that
+    an answer's text is tokenised on its own, as it was when it was generated. Answers that carry ``ids`` are spliced
+    in as they are, so that conversations grow append-only wherever the template itself does
+    (``chat_format.append_only`` tells).
 
-    Where marks change what the template renders (one that looks into the text, such as dropping hidden reasoning), its plain
-    rendering is used, and text that spells a special token is then refused.
+    Where marks change what the template renders (one that looks into the text, such as dropping hidden reasoning), its
+    plain rendering is used, and text that spells a special token is then refused.
 
     Args:
         template: Jinja source, or a template.
@@ -164,6 +165,7 @@ class TemplateFormat(ChatFormat):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
         if self._stop_ids is None:
             known = [self.tokenizer.eos_id, *map(self.tokenizer.special_tokens.get, _END_TOKENS)]
             known.append(self._rendered_end())
@@ -203,11 +205,12 @@ class TemplateFormat(ChatFormat):
         add_generation_prompt: bool = True,
         date: datetime.date | None = None,
     ) -> Rendered:
+        """As ``ChatFormat.render``."""
         require_messages(messages)
         # Of an answer with ids only the place counts; without white space around it, that is exact.
         shown = [m if m.ids is None else replace(m, content=m.text.strip()) for m in messages]
         plain = self._text(shown, tools, add_generation_prompt, date, None)
-        marks: _Marks | None = _Marks(self, shown, tools, plain)
+        marks: Marks | None = Marks(shown, tools, self._first_characters, plain + self.template.source)
         text = self._text(shown, tools, add_generation_prompt, date, marks)
         if marks is None or not marks.agree(text, plain):
             self._refuse_special_text(shown, tools)
@@ -226,7 +229,7 @@ class TemplateFormat(ChatFormat):
         before: Sequence[Message],
         tools: Sequence[ToolSchema],
         date: datetime.date | None,
-        marks: _Marks | None,
+        marks: Marks | None,
         text: str,
     ) -> int | None:
         """Where the prompt of an answer ends in the text: found by rendering that prompt."""
@@ -244,13 +247,13 @@ class TemplateFormat(ChatFormat):
         tools: Sequence[ToolSchema],
         add_generation_prompt: bool,
         date: datetime.date | None,
-        marks: _Marks | None,
+        marks: Marks | None,
     ) -> str:
         variables: dict[str, Any] = {
             **self._constants,
-            "messages": [_message_data(message, index, marks) for index, message in enumerate(messages)],
+            "messages": [message_data(message, index, marks) for index, message in enumerate(messages)],
             "add_generation_prompt": add_generation_prompt,
-            "tools": _marked([tool.to_dict() for tool in tools], marks) if tools else None,
+            "tools": marked([tool.to_dict() for tool in tools], marks) if tools else None,
             "documents": None,
         }
         now = None if date is None else datetime.datetime(date.year, date.month, date.day)
@@ -258,27 +261,27 @@ class TemplateFormat(ChatFormat):
 
     def _refuse_special_text(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> None:
         for index, message in enumerate(messages):
-            for text in _strings(_message_data(message, index, None)):
+            for text in strings(message_data(message, index, None)):
                 if match := self._special_text.search(text):
                     raise ChatError(
-                        f'messages[{index}]: its text spells the special token "{match.group()}", and the checkpoint\'s template '
-                        "rewrites the text so that this cannot be made harmless; change the text or name a chat format"
+                        f'messages[{index}]: its text spells the special token "{match.group()}", which cannot be made '
+                        "harmless because the checkpoint's template rewrites it; change the text or name a chat format"
                     )
         for index, tool in enumerate(tools):
-            for text in _strings(tool.to_dict()):
+            for text in strings(tool.to_dict()):
                 if match := self._special_text.search(text):
                     raise ChatError(
                         f'tools[{index}]: its text spells the special token "{match.group()}"; change the text'
                     )
 
-    def _atoms(self, text: str, marks: _Marks | None, starts: Mapping[int, int]) -> list[_Atom]:
+    def _atoms(self, text: str, marks: Marks | None, starts: Mapping[int, int]) -> list[_Atom]:
         atoms: list[_Atom] = []
         for piece, start, mark in marks.split(text) if marks else [(text, 0, -1)]:
             if mark >= 0:
                 atoms.append(_Atom(piece, start, mark=mark))
                 continue
             cuts = sorted({0, len(piece), *(s - start for s in starts.values() if start < s < start + len(piece))})
-            for left, right in zip(cuts, cuts[1:], strict=False):
+            for left, right in pairwise(cuts):
                 position = left
                 for match in self._special_text.finditer(piece, left, right):
                     if match.start() > position:
@@ -291,7 +294,7 @@ class TemplateFormat(ChatFormat):
         return atoms
 
     def _write(
-        self, atoms: Sequence[_Atom], messages: Sequence[Message], starts: Mapping[int, int], marks: _Marks | None
+        self, atoms: Sequence[_Atom], messages: Sequence[Message], starts: Mapping[int, int], marks: Marks | None
     ) -> Rendered:
         answers: dict[int, tuple[int, int]] = {}  # first atom of an answer -> its end, its message
         for index, message in enumerate(messages):
@@ -314,13 +317,12 @@ class TemplateFormat(ChatFormat):
             and (not atoms or atoms[0].token != self.tokenizer.bos_id)
         ):
             writer.token(self.tokenizer.bos_id)
-        while position < len(atoms):
+        while position < len(atoms) or position in answers:
             if position in answers:
-                end, index = answers[position]
+                end, index = answers.pop(position)
                 self._write_answer(writer, atoms[position:end], messages[index].ids)
-                if end > position:
-                    position = end
-                    continue
+                position = end
+                continue
             atom = atoms[position]
             if atom.token is None:
                 writer.text(atom.text)
@@ -353,112 +355,3 @@ class TemplateFormat(ChatFormat):
             writer.token(end, learn=True)
         elif ids and ids[-1] in self.stop_ids:
             writer.cut()
-
-
-class _Marks:
-    """Marks around everything in messages and tools that must not become special tokens, or whose place is needed."""
-
-    def __init__(
-        self, owner: TemplateFormat, messages: Sequence[Message], tools: Sequence[ToolSchema], plain: str
-    ) -> None:
-        self._risky = owner._first_characters
-        self._answers: dict[int, int] = {}
-        taken = set(plain) | set(owner.template.source)
-        for index, message in enumerate(messages):
-            for text in _strings(_message_data(message, index, None)):
-                taken.update(text)
-        for tool in tools:
-            for text in _strings(tool.to_dict()):
-                taken.update(text)
-        free = (chr(c) for c in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(c) not in taken)
-        try:
-            self._open, self._close = next(free), next(free)
-        except StopIteration:
-            raise ChatError("messages: the text uses every private character there is; remove some") from None
-        self._next = len(messages)
-        self._pattern = re.compile(f"{self._open}([0-9]*){self._close}")
-
-    def answer(self, index: int) -> int:
-        """The number of the mark around the text of an assistant message."""
-        return index
-
-    def message(self, text: str, index: int) -> str:
-        """Mark the text of a message; outer white space stays outside, where templates trim it."""
-        core = text.strip()
-        if not core:
-            return text
-        start = text.index(core)
-        return text[:start] + self._around(core, index) + text[start + len(core) :]
-
-    def other(self, text: str) -> str:
-        """Mark any other text, if a special token could begin in it."""
-        return self._around(text, self._next) if any(c in self._risky for c in text) else text
-
-    def _around(self, text: str, number: int) -> str:
-        return f"{self._open}{number}{self._close}{text}{self._open}{self._close}"
-
-    def agree(self, text: str, plain: str) -> bool:
-        """Whether the marked rendering is the plain one but for the marks, each opened and closed in turn."""
-        opened = False
-        for match in self._pattern.finditer(text):
-            if bool(match.group(1)) == opened:
-                return False
-            opened = not opened
-        return not opened and self._pattern.sub("", text) == plain
-
-    def split(self, text: str) -> list[tuple[str, int, int]]:
-        """Pieces of the text, where each starts, and the mark it stands in (-1: none)."""
-        pieces = []
-        position, mark = 0, -1
-        for match in self._pattern.finditer(text):
-            if match.start() > position:
-                pieces.append((text[position : match.start()], position, mark))
-            mark = int(match.group(1)) if match.group(1) else -1
-            position = match.end()
-        if position < len(text):
-            pieces.append((text[position:], position, mark))
-        return pieces
-
-
-def _message_data(message: Message, index: int, marks: _Marks | None) -> dict[str, Any]:
-    """A message as templates expect it: OpenAI's shape, with arguments as objects."""
-    data: dict[str, Any] = {"role": message.role}
-    data["content"] = marks.message(message.text, index) if marks else message.text
-    if message.tool_calls:
-        data["tool_calls"] = [
-            {
-                "type": "function",
-                "id": _marked(call.id, marks),
-                "function": {"name": _marked(call.name, marks), "arguments": _marked(dict(call.arguments), marks)},
-            }
-            for call in message.tool_calls
-        ]
-    if message.name is not None:
-        data["name"] = _marked(message.name, marks)
-    if message.tool_call_id is not None:
-        data["tool_call_id"] = _marked(message.tool_call_id, marks)
-    return data
-
-
-def _marked(value: Any, marks: _Marks | None, depth: int = 0) -> Any:
-    """Plain data with every risky text marked, keys included; what is no JSON value becomes its type's name."""
-    if depth > 100:
-        raise ChatError("messages: tool arguments or schemas are nested more than 100 levels deep")
-    if isinstance(value, str):
-        return marks.other(value) if marks else str(value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {_marked(str(key), marks, depth + 1): _marked(item, marks, depth + 1) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_marked(item, marks, depth + 1) for item in value]
-    return f"<{type(value).__name__}>"
-
-
-def _strings(value: Any, depth: int = 0) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if depth > 100 or not isinstance(value, Mapping | Sequence):
-        return []
-    items = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
-    return [text for item in items for text in _strings(item, depth + 1)]

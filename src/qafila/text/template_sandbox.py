@@ -1,13 +1,14 @@
 """The sandbox that checkpoints' Jinja templates run in: a template is a program from a stranger's file.
 
-jinja2's ``ImmutableSandboxedEnvironment`` keeps templates from Python's internals. It does not keep them from looping for ever or
-from filling the memory, so every loop, call, filter, comparison, literal and output is paid for out of a budget that grows
-with the messages rendered and with nothing that the template says:
+jinja2's ``ImmutableSandboxedEnvironment`` keeps templates from Python's internals. It does not keep them from looping
+for ever or from filling the memory, so every loop, call, filter, comparison, literal and output is paid for out of a
+budget that grows with the messages rendered and with nothing that the template says:
 
 * the steps and the characters moved are counted (``spend``);
-* no value may grow beyond a size (``weigh``): nested lists count with everything in them, because ``str`` and ``==`` walk them;
-* filters, attributes and methods are on a list; what can multiply its input (``*``, ``replace``, ``indent``, widths in format
-  strings) is computed only if the result fits.
+* no value may grow beyond a size (``weigh``): nested lists count with everything in them, because ``str`` and ``==``
+  walk them;
+* filters, attributes and methods are on a list; what can multiply its input (``*``, ``replace``, ``indent``, widths in
+  format strings) is computed only if the result fits.
 
 The counting is deterministic: no clock, no thread, no signal, so the same template and messages always fare the same.
 """
@@ -38,15 +39,20 @@ MAX_RANGE = 100_000
 MAX_WIDTH = 1000
 
 _FILTERS = (
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "int", "items",
-    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select",
-    "selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "int",
+    "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe",
+    "select", "selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper", "urlencode",
+    "wordcount",
 )  # fmt: skip
 _STRING_METHODS = frozenset(
-    "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit isidentifier "
-    "islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix "
-    "replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill".split()
-)
+    (
+        "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha",
+        "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
+        "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
+        "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase",
+        "title", "upper", "zfill",
+    )
+)  # fmt: skip
 _MAPPING_METHODS = frozenset(("get", "items", "keys", "values", "copy"))
 _SEQUENCE_METHODS = frozenset(("count", "index", "copy"))
 _DEEP_FILTERS = frozenset(("sort", "unique", "min", "max", "groupby", "dictsort"))
@@ -134,7 +140,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise LimitError("the template does more work than any conversation needs (an endless loop?)")
 
     def weigh(self, value: Any, *, remember: bool = False) -> int:
-        """The size of a value with everything in it, in characters or elements; LimitError where it is beyond all need."""
+        """The size of a value and all that is in it, in characters or elements; LimitError where that is too much."""
         total = 0
         stack = [value]
         while stack:
@@ -178,7 +184,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.spend(max(size, 0))
 
     def _pay_for(self, *values: Any) -> None:
-        """Pay for looking at arguments: strings by their length, containers by their count; all must be of legal size."""
+        """Pay for looking at arguments, strings by length and containers by count; all must be of legal size."""
         for value in values:
             if isinstance(value, str):
                 self.spend(1 + len(value) // 8)
@@ -225,19 +231,20 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         owner = getattr(obj, "__self__", None)
         name = getattr(obj, "__name__", "")
         if owner is self and name.startswith("guard_"):
-            return obj(*args, **kwargs)
+            return obj(*args)
         self.spend(4)
-        self._pay_for(*args, *kwargs.values())
+        given = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
+        self._pay_for(*args, *given.values())
         if isinstance(owner, str):
             self._pay_for(owner)
             if name == "replace":
-                return self._replace(owner, *args, **kwargs)
+                return self._replace(owner, *args, **given)
             if name == "join":
                 return self._join(args[0] if args else (), owner)
             if name in ("center", "ljust", "rjust", "zfill") and not (args and _within(args[0], MAX_WIDTH)):
                 raise LimitError(f"{name}: the width must be a number of at most {MAX_WIDTH}")
         if obj is TemplateNamespace or obj is Joiner:
-            return obj(*args, **kwargs)
+            return obj(*args, **given)
         return self._result(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -287,14 +294,15 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     # Filters and globals
 
-    def _guarded(self, name: str, function: Callable[..., Any], deep: bool = False) -> Callable[..., Any]:
+    def _guarded(self, name: str, function: Any, deep: bool = False) -> Callable[..., Any]:
         deep = deep or name in _DEEP_FILTERS
+        own = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context or environment that Jinja passes first
 
         @wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            self._pay_for(*args, *kwargs.values())
+            self._pay_for(*args[own:], *kwargs.values())
             if deep:
-                self.spend(sum(map(self.weigh, (*args, *kwargs.values()))))
+                self.spend(sum(map(self.weigh, (*args[own:], *kwargs.values()))))
             return self._result(function(*args, **kwargs))
 
         return guarded
@@ -309,7 +317,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     ) -> str:
         # As transformers has it: plain JSON, no HTML escapes. Piece by piece, for deep nesting multiplies the indent.
         self._pay_for(value)
-        if isinstance(indent, str) and len(indent) > 16 or isinstance(indent, int) and not 0 <= indent <= 16:
+        wide = len(indent) > 16 if isinstance(indent, str) else indent is not None and not 0 <= indent <= 16
+        if wide:
             raise LimitError("tojson: the indent must be at most 16")
         if separators is not None and sum(map(len, separators)) > 16:
             raise LimitError("tojson: the separators are too long")
@@ -339,7 +348,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         text, old, new = str(text), str(old), str(new)
         times = text.count(old) if old else len(text) + 1
         self._fits(len(text) + times * len(new))
-        return text.replace(old, new, -1 if count is None else count)
+        made: str = text.replace(old, new, -1 if count is None else count)
+        return made
 
     def _join(self, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
         items = [item if attribute is None else self.getitem(item, attribute) for item in self._counted(values)]
@@ -347,7 +357,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return str(d).join(map(str, items))
 
     def _round(self, value: Any, precision: int = 0, method: str = "common") -> float:
-        if not _within(precision, 30) or isinstance(value, int) and abs(value) >= 2**64:
+        if not _within(precision, 30) or (isinstance(value, int) and abs(value) >= 2**64):
             raise LimitError("round: the number or its precision is too large")
         if method == "common":
             return round(float(value), precision)
@@ -368,7 +378,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if pattern.count("%") != sum(match.group().count("%") for match in _PERCENT.finditer(pattern)):
             raise LimitError(f"%: the format {pattern[:40]!r} is not supported")
         self._fits(len(pattern) + pattern.count("%") * (1000 + self.weigh(values)))
-        return pattern % values
+        made: str = pattern % values
+        return made
 
     def _format_filter(self, pattern: Any, *args: Any, **kwargs: Any) -> str:
         self._pay_for(pattern, *args, *kwargs.values())
@@ -390,16 +401,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 
 class Guard(NodeTransformer):
-    """Rewrites a parsed template so that loops, literals, comparisons and joins pass through the environment's guards."""
+    """Rewrites a parsed template so that loops, literals, comparisons and joins pass through the guards."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
         """Loops pay for every item, and for the literal text in their body."""
         literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
         node.iter = self._call("guard_loop", node.iter, nodes.Const(1 + literal // 16))
         return node
 
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
         """Both sides of a comparison are walked by it."""
         self.generic_visit(node)
         node.expr = self._guard(node.expr)
@@ -407,23 +418,23 @@ class Guard(NodeTransformer):
             operand.expr = self._guard(operand.expr)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:  # noqa: N802
         """What ``~`` joins is copied."""
         self.generic_visit(node)
         node.nodes = [self._guard(child) for child in node.nodes]
         return node
 
-    def visit_List(self, node: nodes.List) -> nodes.Expr:
+    def visit_List(self, node: nodes.List) -> nodes.Expr:  # noqa: N802
         """A literal may hold large values many times."""
         self.generic_visit(node)
         return self._guard(node)
 
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
         """As a list, unless it is what a ``for`` or ``set`` assigns to."""
         self.generic_visit(node)
         return self._guard(node) if node.ctx == "load" else node
 
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:  # noqa: N802
         """As a list."""
         self.generic_visit(node)
         return self._guard(node)
@@ -432,7 +443,7 @@ class Guard(NodeTransformer):
         return node if isinstance(node, nodes.Const) else self._call("guard_value", node)
 
     @staticmethod
-    def _call(name: str, *args: nodes.Expr) -> nodes.Expr:
+    def _call(name: str, *args: Any) -> nodes.Expr:
         line = args[0].lineno
         target = nodes.EnvironmentAttribute(name, lineno=line)
         return nodes.Call(target, list(args), [], None, None, lineno=line)

@@ -1,7 +1,7 @@
-"""The one interface to every vocabulary a Llama has: text to token ids and back, exactly as the original library does it.
+"""The one interface to every vocabulary a Llama has: text to token ids and back, exactly as the original library does.
 
-`load_tokenizer` opens a file or a folder, `tokenizer_from_gguf` takes the ``tokenizer.ggml.*`` metadata of a GGUF file. What
-they return is one of
+`load_tokenizer` opens a file or a folder, `tokenizer_from_gguf` takes the ``tokenizer.ggml.*`` metadata of a GGUF file.
+What they return is one of
 
 * `qafila.text.bpe.ByteLevelBPE` (Llama 3, Llama 4, the default model), on tiktoken's core;
 * `qafila.text.sentencepiece_bpe.SentencePieceBPE` (Llama 1, 2, Code Llama), on the same core;
@@ -42,7 +42,7 @@ class StreamDecoder(ABC):
 
     @abstractmethod
     def finish(self) -> str:
-        """Return what was held back; bytes that never became a character are U+FFFD. The decoder is as new afterwards."""
+        """Return what was held back (bytes that became no character are U+FFFD); the decoder is as new afterwards."""
 
 
 class Tokenizer(ABC):
@@ -56,8 +56,10 @@ class Tokenizer(ABC):
         pad_id: the id that fills a batch, if there is one.
         add_bos: the checkpoint asks for a BOS in front of a prompt.
         special_tokens: the control tokens, by their text.
+        roles: the same ids and `add_bos` in one.
     """
 
+    roles: Roles
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
@@ -70,9 +72,12 @@ class Tokenizer(ABC):
         for name in ("bos", "eos", "unk", "pad"):
             value: int | None = getattr(roles, f"{name}_id")
             if value is not None and not 0 <= value < vocab_size:
-                raise TokenizerError(f"tokenizer: the {name} id {value} is outside the vocabulary of {vocab_size} tokens")
+                raise TokenizerError(
+                    f"tokenizer: the {name} id {value} is outside the vocabulary of {vocab_size} tokens"
+                )
         if roles.add_bos and roles.bos_id is None:
             raise TokenizerError("tokenizer: it asks for a BOS in front of every prompt but names no BOS token")
+        self.roles = roles
         self.vocab_size = vocab_size
         self.special_tokens = MappingProxyType(dict(special_tokens))
         self.bos_id, self.eos_id, self.unk_id, self.pad_id = roles.bos_id, roles.eos_id, roles.unk_id, roles.pad_id
@@ -132,7 +137,7 @@ class Tokenizer(ABC):
         """
 
     def to_tokenizer_config(self) -> dict[str, object]:
-        """Hugging Face's ``tokenizer_config.json`` (without the chat template), so that ``AutoTokenizer`` opens the folder."""
+        """Hugging Face's ``tokenizer_config.json`` (without the chat template), for ``AutoTokenizer``."""
         config: dict[str, object] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,

@@ -31,7 +31,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
                     return open_tokenizer(path / name)
             raise ModelNotFoundError(f"{path}: the folder has neither a tokenizer.json nor a tokenizer.model")
         if not path.exists():
-            raise ModelNotFoundError(f"{path}: no such file; give a tokenizer.json, a tokenizer.model or a folder with one")
+            raise ModelNotFoundError(
+                f"{path}: no such file; give a tokenizer.json, a tokenizer.model or a folder with one"
+            )
         if path.stat().st_size > _MAX_BYTES:
             raise TokenizerError(f"{path}: {path.stat().st_size} bytes are too many for a tokenizer file")
         data = path.read_bytes()
@@ -66,7 +68,7 @@ def tokenizer_from_bytes(data: bytes, config: Mapping[str, object] | None = None
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """The ``tokenizer_config.json`` of a folder, with ``special_tokens_map.json`` filling what it leaves out; {} without."""
+    """A folder's ``tokenizer_config.json``, with ``special_tokens_map.json`` for what it leaves out; {} without."""
     merged: dict[str, object] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = folder / name
@@ -96,8 +98,8 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 def tokenizer_from_tiktoken(data: bytes) -> ByteLevelBPE:
     """Meta's ``tokenizer.model`` of Llama 3 and 4: a base64 token and its rank a line.
 
-    Which of the two it is, and so the pattern and the special tokens, is told by the number of ranks: 200,000 for Llama 4;
-    any other is taken for Llama 3's (128,000).
+    Which of the two it is, and so the pattern and the special tokens, is told by the number of ranks: 200,000 for
+    Llama 4; any other is taken for Llama 3's (128,000).
     """
     from qafila.text.bpe import ByteLevelBPE
 

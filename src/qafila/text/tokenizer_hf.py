@@ -1,4 +1,4 @@
-"""Hugging Face's ``tokenizers``: running any ``tokenizer.json`` on it, and writing that file for our own vocabularies."""
+"""Hugging Face's ``tokenizers``: running any ``tokenizer.json`` on it, and writing that file for our vocabularies."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from qafila.text.tokenizer import Roles, StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from qafila.text.bpe import ByteLevelBPE
 
 
 def hf_from_json(document: Mapping[str, object]) -> tokenizers.Tokenizer:
@@ -42,10 +40,12 @@ class HuggingFaceTokenizer(Tokenizer):
     Args:
         document: the parsed file.
         roles: BOS, EOS and so on.
+        gguf: the metadata that it was made of, if it was.
     """
 
-    def __init__(self, document: Mapping[str, Any], roles: Roles) -> None:
+    def __init__(self, document: Mapping[str, Any], roles: Roles, gguf: Mapping[str, object] | None = None) -> None:
         self._document = dict(document)
+        self._gguf = gguf
         self._asked = hf_from_json(document)
         self._plain = hf_from_json(document)
         self._plain.encode_special_tokens = True
@@ -70,7 +70,9 @@ class HuggingFaceTokenizer(Tokenizer):
     def _encode(self, text: str, special: bool, continuation: bool) -> list[int]:
         run = self._asked if special else self._plain
         if continuation and self._document.get("normalizer") and self._spaces_decoder:
-            raise TokenizerError("tokenizer.json: this vocabulary cannot go on from earlier tokens without a space in front")
+            raise TokenizerError(
+                "tokenizer.json: this vocabulary cannot go on from earlier tokens without a space in front"
+            )
         try:
             return run.encode(text, add_special_tokens=False).ids
         except BaseException as error:
@@ -128,6 +130,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def to_tokenizer_json(self) -> dict[str, object]:
         """See `Tokenizer.to_tokenizer_json`."""
         return dict(self._document)
+
+    def to_gguf(self) -> dict[str, object]:
+        """See `Tokenizer.to_gguf`."""
+        return super().to_gguf() if self._gguf is None else dict(self._gguf)
 
     @property
     def _kind(self) -> str:
@@ -191,26 +197,34 @@ def template_with_bos(content: str, token_id: int) -> dict[str, object]:
     }
 
 
-def byte_level_json(tokenizer: ByteLevelBPE, merges: Sequence[tuple[str, str]], ignore_merges: bool) -> dict[str, object]:
-    """The ``tokenizer.json`` of a byte-level vocabulary."""
-    added = {i: (text, True) for text, i in tokenizer.special_tokens.items()}
-    added |= {i: (text, False) for text, i in tokenizer.added_tokens.items()}
-    vocab = {}
-    for i in range(tokenizer.vocab_size):
-        if i not in added and (data := tokenizer.token_bytes(i)):
-            vocab[spell(data)] = i
+def byte_level_document(
+    tokens: Sequence[bytes],
+    special_tokens: Mapping[str, int],
+    added_tokens: Mapping[str, int],
+    pre_tokenizer: Mapping[str, object],
+    merges: Sequence[tuple[str, str]],
+    ignore_merges: bool,
+    roles: Roles,
+) -> dict[str, object]:
+    """The ``tokenizer.json`` of a byte-level vocabulary; the arguments are those of `qafila.text.bpe.ByteLevelBPE`."""
+    added = {i: (text, True) for text, i in special_tokens.items()}
+    added |= {i: (text, False) for text, i in added_tokens.items()}
+    vocab = {spell(data): i for i, data in enumerate(tokens) if data and i not in added}
     # Behind the vocabulary the library numbers them itself; anywhere else they need their place in it.
-    if sorted(vocab.values()) != list(range(len(vocab))) or set(added) != set(range(len(vocab), tokenizer.vocab_size)):
+    if sorted(vocab.values()) != list(range(len(vocab))) or set(added) != set(range(len(vocab), len(tokens))):
         vocab |= {text: i for i, (text, _) in added.items()}
-    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    bos = roles.bos_id if roles.add_bos else None
+    template = None
+    if bos is not None:
+        template = template_with_bos(added[bos][0] if bos in added else spell(tokens[bos]), bos)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [added_token(i, *added[i]) for i in sorted(added)],
         "normalizer": None,
-        "pre_tokenizer": tokenizer.pre.spec,
-        "post_processor": None if bos is None else template_with_bos(tokenizer.token_text(bos), bos),
+        "pre_tokenizer": dict(pre_tokenizer),
+        "post_processor": template,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",

@@ -118,7 +118,11 @@ def _types(step: object, inner: str) -> list[str]:
     if not isinstance(step, dict):
         return []
     steps = step.get(inner)
-    return [str(s.get("type")) for s in steps if isinstance(s, dict)] if isinstance(steps, list) else [str(step.get("type"))]
+    return (
+        [str(s.get("type")) for s in steps if isinstance(s, dict)]
+        if isinstance(steps, list)
+        else [str(step.get("type"))]
+    )
 
 
 def _plain_bpe(model: Mapping[str, Any]) -> bool:
@@ -166,7 +170,9 @@ def _added_tokens(document: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("content"), str):
             raise TokenizerError("tokenizer.json: an entry of 'added_tokens' has no id or no content")
         if not 0 <= entry["id"] < limit or not entry["content"] or entry["id"] in added:
-            raise TokenizerError(f"tokenizer.json: 'added_tokens' has the id {entry['id']} twice, or it is out of range")
+            raise TokenizerError(
+                f"tokenizer.json: 'added_tokens' has the id {entry['id']} twice, or it is out of range"
+            )
         added[entry["id"]] = {**entry, "special": bool(entry.get("special"))}
     return added
 
@@ -191,7 +197,7 @@ def _roles(document: Mapping[str, Any], config: Mapping[str, object], added: dic
 
 
 def special_text(config: Mapping[str, object], key: str) -> str | None:
-    """The text of a token that ``tokenizer_config.json`` names (``bos_token`` and the like), in either way of writing it."""
+    """The text of a token that ``tokenizer_config.json`` names (``bos_token`` and the like), however it is written."""
     value = config.get(key)
     if isinstance(value, dict):
         value = value.get("content")

@@ -1,10 +1,10 @@
 """Tool calls as text: the ways in which Llama models write them, read and written.
 
-Reading follows the order of the reference parser (llama-models, models/llama3/tool_utils.py): ``<function=NAME>{json}``,
-then JSON objects, then a Python list of calls with keyword arguments, then the built-in ``name.call(query="...")``.
-Unlike the reference, all calls of a message are returned and not only the first, JSON objects may follow one another
-(separated by ``;``, ``,`` or white space) and quotes inside arguments survive. Nothing is ever evaluated: Python text is read by
-``ast`` and only literals are accepted.
+Reading follows the order of the reference parser (llama-models, models/llama3/tool_utils.py):
+``<function=NAME>{json}``, then JSON objects, then a Python list of calls with keyword arguments, then the built-in
+``name.call(query="...")``. Unlike the reference, all calls of a message are returned and not only the first, JSON
+objects may follow one another (separated by ``;``, ``,`` or white space) and quotes inside arguments survive. Nothing
+is ever evaluated: Python text is read by ``ast`` and only literals are accepted.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def render_tool_call(call: ToolCall, style: ToolFormat) -> str:
 
     Args:
         call: the call; ``code_interpreter`` and the built-in tools have forms of their own in every style.
-        style: ``json`` ({"type": "function", ...}), ``function`` (<function=name>{...}</function>) or ``pythonic`` (f(a=1)).
+        style: ``json`` ({"type": "function", ...}), ``function`` (<function=f>{...}</function>), ``pythonic`` (f(a=1)).
 
     Raises:
         ChatError: arguments that the form cannot express.
@@ -186,11 +186,11 @@ def _json_calls(text: str) -> Found:
     return found
 
 
-def _json_call(value: object) -> tuple[str, dict[str, Any]] | None:
-    if not isinstance(value, dict):
+def _json_call(source: object) -> tuple[str, dict[str, Any]] | None:
+    if not isinstance(source, dict):
         return None
-    if isinstance(value.get("function"), dict):
-        value = value["function"]
+    inner = source.get("function")
+    value: dict[str, Any] = inner if isinstance(inner, dict) else source
     name = value.get("name")
     arguments = value.get("parameters", value.get("arguments", {}))
     if isinstance(arguments, str):

@@ -144,13 +144,12 @@ def read_adapter(folder: str | Path) -> Adapter:
     kind = fields.text("peft_type")
     if kind != "LORA":
         raise UnsupportedError(path, f"peft_type is {show(kind)}; Qafila applies LORA adapters only")
+    targets = fields.value("target_modules")
     adapter = Adapter(
         rank=fields.integer("r", 8, least=1, most=_MAX_RANK),
         alpha=_alpha(fields, "lora_alpha", fields.number("lora_alpha", 8.0)),
         modules={},
-        target_modules=targets
-        if isinstance(targets := fields.value("target_modules"), str)
-        else _names(fields, "target_modules"),
+        target_modules=targets if isinstance(targets, str) else _names(fields, "target_modules"),
         rslora=fields.boolean("use_rslora", False),
         dora=fields.boolean("use_dora", False),
         dropout=fields.number("lora_dropout", 0.0),

@@ -20,6 +20,9 @@ from qafila.weights.json_object import Fields, read_json, show
 __all__ = ["config_from_hf", "config_to_hf", "generation_from_hf", "generation_to_hf", "read_json"]
 
 _MAX_LAYERS = 4096
+# Beyond these no float32 table can be computed; a file that says otherwise is damaged.
+_SANE = (1e-6, 1e6)
+_THETA = (1.0, 1e15)
 _ARCHITECTURE_ENDINGS = ("ForCausalLM", "ForConditionalGeneration", "Model")
 
 # Keys that change nothing in what the model computes: training, bookkeeping, and token ids and sampling, which
@@ -147,7 +150,7 @@ def _text(fields: Fields, kind: str) -> ModelConfig:
         "n_heads": heads,
         "n_kv_heads": fields.integer("num_key_value_heads", heads if kind == "llama" else 8, least=1),
         "vocab_size": fields.integer("vocab_size", least=1),
-        "norm_eps": fields.number("rms_norm_eps", eps),
+        "norm_eps": fields.number("rms_norm_eps", eps, within=(1e-30, 1)),
         "context_length": context,
         "rope_theta": theta,
         "rope_scaling": scaling,
@@ -203,7 +206,8 @@ def _read_llama4(fields: Fields, shape: Mapping[str, Any]) -> dict[str, Any]:
     if tuning is not None and not isinstance(tuning, bool | int):
         raise fields.error("attn_temperature_tuning", f"must be true or false, not {show(tuning)}")
     temperature = AttentionTemperature(
-        floor_scale=_positive(fields, "floor_scale", 8192.0), attn_scale=_positive(fields, "attn_scale", 0.1)
+        floor_scale=fields.number("floor_scale", 8192.0, within=(1, 1e15)),
+        attn_scale=fields.number("attn_scale", 0.1, within=_SANE),
     )
     kinds = fields.value("layer_types")
     chunked = ["chunked_attention" if flag and chunk is not None else "full_attention" for flag in rope_flags]
@@ -219,13 +223,6 @@ def _read_llama4(fields: Fields, shape: Mapping[str, Any]) -> dict[str, Any]:
         "qk_norm": fields.boolean("use_qk_norm", True),
         "temperature": temperature if tuning is None or tuning else None,
     }
-
-
-def _positive(fields: Fields, key: str, default: float) -> float:
-    value = float(fields.number(key, default))
-    if value <= 0:
-        raise fields.error(key, f"must be positive, not {value!r}")
-    return value
 
 
 def _mixture(fields: Fields, layers: int) -> MixtureOfExperts | None:
@@ -252,7 +249,7 @@ _READERS = {"llama": _read_llama, "llama4_text": _read_llama4, "mllama_text_mode
 
 def _rope(fields: Fields, default_theta: float, context: int) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling, from transformers 5's ``rope_parameters`` or the older two keys, or both alike."""
-    theta = fields.number("rope_theta", required=False)
+    theta = fields.number("rope_theta", within=_THETA, required=False)
     found = []
     for key in ("rope_scaling", "rope_parameters"):
         section = fields.section(key)
@@ -274,18 +271,18 @@ def _rope_section(section: Fields, context: int) -> tuple[float | None, RopeScal
     kind = kind or older or "default"
     scaling = None
     if kind == "linear":
-        scaling = RopeScaling("linear", factor=section.number("factor"))
+        scaling = RopeScaling("linear", factor=section.number("factor", within=_SANE))
     elif kind == "llama3":
         scaling = RopeScaling(
             "llama3",
-            factor=section.number("factor"),
-            low_freq_factor=section.number("low_freq_factor"),
-            high_freq_factor=section.number("high_freq_factor"),
+            factor=section.number("factor", within=_SANE),
+            low_freq_factor=section.number("low_freq_factor", within=_SANE),
+            high_freq_factor=section.number("high_freq_factor", within=_SANE),
             original_context=section.integer("original_max_position_embeddings", context, least=1),
         )
     elif kind != "default":
         raise UnsupportedError(section.path, f"{section.prefix}rope_type {show(kind)}: no Llama uses this scaling")
-    theta = section.number("rope_theta", required=False)
+    theta = section.number("rope_theta", within=_THETA, required=False)
     section.fixed({"partial_rotary_factor": (1.0, 1)})
     section.finish(())
     return theta, scaling

@@ -103,8 +103,15 @@ class Fields:
             raise self.error(key, f"must be an integer between {least} and {most}, not {show(value)}")
         return value
 
-    def number(self, key: str, default: float | None = None, *, required: bool = True) -> Any:
-        """A finite number (``None`` where it is absent and not required)."""
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        within: tuple[float, float] = (-float(_MAX_INTEGER), float(_MAX_INTEGER)),
+        required: bool = True,
+    ) -> Any:
+        """A finite number within two bounds (``None`` where it is absent and not required)."""
         value = self.value(key)
         if value is None:
             if default is None and required:
@@ -114,6 +121,8 @@ class Fields:
             raise self.error(key, f"must be a number, not {show(value)}")
         if (isinstance(value, int) and abs(value) > _MAX_INTEGER) or not math.isfinite(value):
             raise self.error(key, f"must be a finite number, not {show(value)}")
+        if not within[0] <= value <= within[1]:
+            raise self.error(key, f"must be between {within[0]:g} and {within[1]:g}, not {show(value)}")
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:

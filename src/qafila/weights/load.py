@@ -157,8 +157,11 @@ def _gguf_tokenizer(file: GgufFile) -> Tokenizer:
 
 
 def plain_metadata(file: GgufFile) -> dict[str, object]:
-    """A GGUF file's metadata as plain Python values."""
-    return {key: value.value for key, value in file.metadata.items()}
+    """A GGUF file's metadata as plain Python values; arrays of numbers are lists."""
+    plain: dict[str, object] = {}
+    for key, entry in file.metadata.items():
+        plain[key] = entry.value.tolist() if isinstance(entry.value, np.ndarray) else entry.value
+    return plain
 
 
 def _open_gguf(path: Path) -> Checkpoint:

@@ -35,6 +35,8 @@ _COUNTS: Final = (
     "max_seq_len",
     "max_batch_size",
 )
+# Before anything is counted out: no published Llama comes near.
+_LIMITS: Final = {"n_layers": 1 << 12, "context_length": 1 << 40, "max_seq_len": 1 << 40}
 _NUMBERS: Final = (
     "ffn_dim_multiplier",
     "ffn_exp",
@@ -74,7 +76,7 @@ def check_params(raw: Mapping[str, Any], path: object) -> Params:
         raw = raw["model"]  # some of Llama 4's files have the parameters one level down
     fields = Fields(raw, path)
     for key in _COUNTS:
-        fields.integer(key, least=1, required=key in _REQUIRED)
+        fields.integer(key, least=1, most=_LIMITS.get(key, 1 << 24), required=key in _REQUIRED)
     for key in _INTEGERS:
         fields.integer(key, least=-1, required=False)
     _positive(fields, _NUMBERS)
@@ -162,7 +164,15 @@ def meta_config(
         ConfigError: the parameters describe no Llama, or not the one the tensors are. UnsupportedError.
     """
     params = check_params(params, path)
-    tensors = {} if tensors is None else tensors
+    try:
+        return _config(params, {} if tensors is None else tensors, context_length, rope_scale_factor)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _config(
+    params: Params, tensors: Mapping[str, LazyTensor], context_length: int | None, rope_scale_factor: float | None
+) -> ModelConfig:
     prefix = "text_model." if "text_model.norm.weight" in tensors else ""
     dim, n_heads = params["dim"], params["n_heads"]
     n_cross = params.get("vision_num_cross_attention_layers") or 0
@@ -170,66 +180,61 @@ def meta_config(
     interleaved = any(key in params for key in _INTERLEAVED)
     n_layers = params["n_layers"] + len(crossing)
     interval = params.get("nope_layer_interval")
-    moe = _mixture(params, tensors, path)
     extra = tensors.get("text_model.learnable_embedding.weight")
-    try:
-        return ModelConfig(
-            dim=dim,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_kv_heads=params.get("n_kv_heads") or n_heads,
-            head_dim=params.get("head_dim") or dim // n_heads,
-            ffn_dim=_dense_width(params, tensors, path),
-            vocab_size=_vocabulary(params, tensors, prefix, path),
-            norm_eps=float(params.get("norm_eps") or 1e-5),
-            context_length=context_length or params.get("context_length") or _context_length(params),
-            rope_theta=float(params.get("rope_theta") or 10_000.0),
-            rope_scaling=_rope_scaling(params, interleaved, rope_scale_factor),
-            rope_interleaved=interleaved,
-            tie_embeddings=bool(tensors) and f"{prefix}output.weight" not in tensors,
-            moe=moe,
-            no_rope_layers=tuple(range(interval - 1, n_layers, interval)) if interval else (),
-            attention_chunk=params.get("attention_chunk_size"),
-            qk_norm=bool(params.get("use_qk_norm")),
-            temperature=_temperature(params),
-            cross_attention_layers=crossing,
-            extra_embeddings=extra.shape[0] if extra is not None else 8 if crossing else 0,
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return ModelConfig(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=params.get("n_kv_heads") or n_heads,
+        head_dim=params.get("head_dim") or dim // n_heads,
+        ffn_dim=_dense_width(params, tensors),
+        vocab_size=_vocabulary(params, tensors.get(f"{prefix}tok_embeddings.weight")),
+        norm_eps=float(params.get("norm_eps") or 1e-5),
+        context_length=context_length or params.get("context_length") or _context_length(params),
+        rope_theta=float(params.get("rope_theta") or 10_000.0),
+        rope_scaling=_rope_scaling(params, interleaved, rope_scale_factor),
+        rope_interleaved=interleaved,
+        tie_embeddings=bool(tensors) and f"{prefix}output.weight" not in tensors,
+        moe=_mixture(params, tensors),
+        no_rope_layers=tuple(range(interval - 1, n_layers, interval)) if interval else (),
+        attention_chunk=params.get("attention_chunk_size"),
+        qk_norm=bool(params.get("use_qk_norm")),
+        temperature=_temperature(params),
+        cross_attention_layers=crossing,
+        extra_embeddings=extra.shape[0] if extra is not None and extra.shape else 8 if crossing else 0,
+    )
 
 
-def _mixture(params: Params, tensors: Mapping[str, LazyTensor], path: object) -> MixtureOfExperts | None:
+def _mixture(params: Params, tensors: Mapping[str, LazyTensor]) -> MixtureOfExperts | None:
     moe = params.get("moe_args")
     if not moe:
         return None
     step = moe.get("interleave_moe_layer_step") or 1
     width = expert_width(params)
     name = f"layers.{step - 1}.feed_forward.experts.moe_w_in_eD_F"
-    if name in tensors and tensors[name].shape[-1] != width:
-        raise ConfigError(f"{path}: says that experts are {width} wide, but {name} is {tensors[name].shape[-1]}")
+    if name in tensors and tensors[name].shape[-1:] != (width,):
+        raise ConfigError(f"says that experts are {width} wide, but {name} has the shape {list(tensors[name].shape)}")
     return MixtureOfExperts(moe["num_experts"], moe.get("top_k") or 1, width, step)
 
 
-def _dense_width(params: Params, tensors: Mapping[str, LazyTensor], path: object) -> int:
+def _dense_width(params: Params, tensors: Mapping[str, LazyTensor]) -> int:
     width = feed_forward_width(params["dim"], params.get("ffn_dim_multiplier"), params.get("multiple_of") or 256)
     for name, tensor in tensors.items():
-        if name.endswith("layers.0.feed_forward.w1.weight") and tensor.shape[0] != width:
+        if name.endswith("layers.0.feed_forward.w1.weight") and tensor.shape[:1] != (width,):
             raise ConfigError(
-                f"{path}: ffn_dim_multiplier and multiple_of give a feed-forward width of {width}, "
-                f"but {name} has {tensor.shape[0]} rows"
+                f"ffn_dim_multiplier and multiple_of give a feed-forward width of {width}, "
+                f"but {name} has the shape {list(tensor.shape)}"
             )
     return width
 
 
-def _vocabulary(params: Params, tensors: Mapping[str, LazyTensor], prefix: str, path: object) -> int:
-    said = params.get("vocab_size", -1)
-    embedding = tensors.get(f"{prefix}tok_embeddings.weight")
+def _vocabulary(params: Params, embedding: LazyTensor | None) -> int:
+    said = params.get("vocab_size") or -1
     if embedding is None:
-        return said if said is not None else -1
-    rows = embedding.shape[0]
-    if said is not None and said > 0 and said != rows:
-        raise ConfigError(f"{path}: vocab_size is {said}, but tok_embeddings.weight has {rows} rows")
+        return int(said)
+    rows = embedding.shape[0] if embedding.shape else 0
+    if said not in (-1, rows):
+        raise ConfigError(f"vocab_size is {said}, but tok_embeddings.weight has {rows} rows")
     return rows
 
 
