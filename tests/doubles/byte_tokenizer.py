@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from qafila.text.tokenizer import StreamDecoder, Tokenizer
+from qafila.text.tokenizer import Roles, StreamDecoder, Tokenizer
 
 LLAMA2 = ("<s>", "</s>", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>", "<step>")
 LLAMA3 = (
@@ -42,13 +42,8 @@ class ByteTokenizer(Tokenizer):
     ) -> None:
         self._names = list(special)
         ids = {name: 256 + i for i, name in enumerate(special)}
-        super().__init__(
-            vocab_size=256 + len(special),
-            special_tokens=ids,
-            bos_id=ids[bos] if bos else None,
-            eos_id=ids[eos] if eos else None,
-            add_bos=add_bos,
-        )
+        roles = Roles(bos_id=ids[bos] if bos else None, eos_id=ids[eos] if eos else None, add_bos=add_bos)
+        super().__init__(256 + len(special), ids, roles)
         self._dummy_space = dummy_space
 
     def _encode(self, text: str, special: bool, continuation: bool) -> list[int]:

@@ -47,6 +47,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.repos: dict[str, FakeRepo] = {}
         self.cut: dict[str, list[int]] = {}  # path -> after how many bytes each of the next answers breaks off
+        self.statuses: dict[str, list[int]] = {}  # path -> statuses of the next answers
         self.served: dict[str, bytes] = {}  # path -> other bytes than the listing promises
         self.ignore_range = False
         self.held: str | None = None  # the answer for this path waits in the middle for `released`
@@ -106,6 +107,8 @@ class FakeHub:
         name = file[3]
         if name not in repo.files:
             return self._fail(handler, 404, "EntryNotFound")
+        if self.statuses.get(name):
+            return self._fail(handler, self.statuses[name].pop(0), "")
         content = self.served.get(name, repo.files[name])
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": repo.commit}
         start = re.fullmatch(r"bytes=(\d+)-", wanted or "")

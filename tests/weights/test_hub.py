@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from qafila.errors import DownloadError, FormatError, ModelNotFoundError, QafilaError, StorageError, UsageError
 from qafila.weights import cache, hub, huggingface
+from qafila.weights.progress import bars
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
 GGUF = b"GGUF" + WEIGHTS
@@ -174,6 +175,17 @@ def test_a_hub_that_is_gone_for_good_leaves_what_came_for_the_next_run(fake_hub:
     assert fake_hub.fetched("model.safetensors") == ["bytes=500000-"]
     assert fake_hub.fetched("config.json") == []
     assert cache.unfinished() == 0
+
+
+def test_a_busy_hub_is_asked_again(fake_hub: FakeHub) -> None:
+    fake_hub.repos["meta/tiny"] = a_repo()
+    fake_hub.statuses["model.safetensors"] = [503, 429]
+    assert (hub.pull("hf:meta/tiny", no_progress) / "model.safetensors").read_bytes() == WEIGHTS
+    cache.remove("tiny")
+    fake_hub.statuses["model.safetensors"] = [503] * 10
+    with pytest.raises(DownloadError, match=r"answered 503 for model.safetensors of hf:meta/tiny: no"):
+        hub.pull("hf:meta/tiny", no_progress)
+    assert len(fake_hub.statuses["model.safetensors"]) == 5, "five attempts and no more"
 
 
 def test_a_server_that_ignores_range_is_read_from_the_start(fake_hub: FakeHub) -> None:
@@ -451,6 +463,23 @@ def test_ctrl_c_leaves_nothing_half_written(fake_hub: FakeHub) -> None:
     assert visible() == []
     path = hub.pull("hf:meta/tiny:model.safetensors", no_progress)
     assert path.read_bytes() == WEIGHTS
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_gets_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bars() as show:
+        show("m.gguf", 10, 100)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with bars() as show:
+        show("m[b].gguf", 10, 1000)
+        show("m[b].gguf", 1000, 1000)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "m[b].gguf" in err
+    assert "1.0/1.0 kB" in err
 
 
 # The cache itself

@@ -27,10 +27,10 @@ def sentencepiece_json(tokenizer: SentencePieceBPE, merges: Sequence[tuple[str, 
         decoder["decoders"] = LLAMA_DECODER["decoders"][:3]  # type: ignore[index]
     if model.remove_extra_whitespaces:
         steps: list[object] = [
-            {"type": "Replace", "pattern": {"Regex": "^ +"}, "content": ""},
+            {"type": "Replace", "pattern": {"Regex": r"\A +"}, "content": ""},
             {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
             *normalizer["normalizers"],  # type: ignore[misc]
-            {"type": "Replace", "pattern": {"Regex": "\u2581+$"}, "content": ""},
+            {"type": "Replace", "pattern": {"Regex": "\u2581+\\z"}, "content": ""},
         ]
         normalizer["normalizers"] = steps
     bos = tokenizer.bos_id if tokenizer.add_bos else None

@@ -39,6 +39,10 @@ def tokenizer_from_metadata(metadata: Mapping[str, object]) -> Tokenizer:
     types = _list(keys, "token_type", int) if keys.get("token_type") is not None else [NORMAL] * len(texts)
     if len(types) != len(texts):
         raise TokenizerError(f"tokenizer.ggml.token_type: {len(types)} entries for {len(texts)} tokens")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise TokenizerError("tokenizer.ggml.tokens: a token is no Unicode text; the file is damaged") from None
     if kind == "llama":
         return _sentencepiece(keys, texts, types)
     if kind == "gpt2":
@@ -49,7 +53,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, object]) -> Tokenizer:
 def _sentencepiece(keys: Mapping[str, object], texts: list[str], types: list[int]) -> Tokenizer:
     from qafila.text.sentencepiece_bpe import SentencePieceBPE
 
-    scores = _list(keys, "scores", (float, int))
+    scores = _list(keys, "scores", float)
     if len(scores) != len(texts):
         raise TokenizerError(f"tokenizer.ggml.scores: {len(scores)} entries for {len(texts)} tokens")
     bad = next((i for i, kind in enumerate(types) if not NORMAL <= kind <= BYTE or math.isnan(scores[i])), None)
@@ -57,7 +61,7 @@ def _sentencepiece(keys: Mapping[str, object], texts: list[str], types: list[int
         raise TokenizerError(f"tokenizer.ggml.token_type: token {bad} has the unknown type {types[bad]}, or no score")
     # A token without text can never be found; as an ordinary piece it would be found everywhere.
     pieces = [
-        Piece(t, float(s), k) if t else Piece(f"[unused {i}]", 0.0, CONTROL)
+        Piece(t, s, k) if t else Piece(f"[unused {i}]", 0.0, CONTROL)
         for i, (t, s, k) in enumerate(zip(texts, scores, types, strict=True))
     ]
     if all(piece.type != UNKNOWN for piece in pieces) and pieces[0].text == "<unk>":
@@ -116,7 +120,7 @@ def _text_keys(keys: Mapping[str, object]) -> dict[str, object]:
     return {_PREFIX + key: value for key, value in keys.items()}
 
 
-def _list(keys: Mapping[str, object], name: str, kind: type | tuple[type, ...]) -> list[Any]:
+def _list(keys: Mapping[str, object], name: str, kind: type) -> list[Any]:
     value = keys.get(name)
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TokenizerError(f"tokenizer.ggml.{name}: missing, or no list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,10 @@ def tokenizer_from_document(document: Mapping[str, Any], config: Mapping[str, ob
     if not isinstance(model, dict):
         raise TokenizerError("tokenizer.json: no 'model' in it")
     added = _added_tokens(document)
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise TokenizerError("tokenizer.json: it holds half a surrogate pair or is nested too deep; damaged") from None
     roles = _roles(document, config, added)
     if model.get("type", "BPE") == "BPE" and _plain_bpe(model):
         vocab, merges = _vocab(model), _merges(model)

@@ -246,13 +246,8 @@ def _write_meta_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _write_meta(checkpoint: Checkpoint, folder: Path, dtype: DType | None, shards: int, progress: Progress) -> None:
-    config = checkpoint.config
-    canonical = dict(checkpoint.tensors)
-    if config.tie_embeddings:
-        canonical[LM_HEAD] = canonical[EMBEDDING]  # Meta's files always carry the head
-        config = config.with_changes(tie_embeddings=False)
-    canonical = {name: _plain(tensor, dtype) for name, tensor in canonical.items()}
-    tensors = from_canonical(meta_rules(config), canonical)
+    canonical = {name: _plain(tensor, dtype) for name, tensor in checkpoint.tensors.items()}
+    tensors = from_canonical(meta_rules(checkpoint.config), canonical)
     _write_meta_tokenizer(checkpoint, folder)
     write_meta(folder, meta_params(checkpoint.config), _watched(tensors, progress), shards=shards)
 

@@ -35,6 +35,7 @@ _LISTING_LIMIT = 32 << 20
 _ATTEMPTS = 5
 _RETRY_SECONDS = 1.0
 _TIMEOUT_SECONDS = 30.0
+_TRANSIENT = (429, 500, 502, 503, 504)
 
 # What a folder of safetensors needs, all of it at the top of the repository. Pickles (.bin, .pth) only when asked for.
 _NEEDED = (
@@ -353,6 +354,8 @@ def _fetch(client: httpx.Client, source: Source, commit: str, file: CachedFile, 
             before = done
             try:
                 with client.stream("GET", url, headers={"range": f"bytes={done}-"} if done else {}) as response:
+                    if response.status_code in _TRANSIENT and attempts > 1:
+                        raise httpx.RemoteProtocolError(f"status {response.status_code}")
                     _refuse(response, source, file.path)
                     if done and not _continues(response, done):
                         done, hasher = 0, cache.blob_hasher(kind, file.size)

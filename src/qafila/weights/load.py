@@ -290,14 +290,7 @@ def hugging_face_template(folder: Path) -> str | None:
 
 def _open_meta(path: Path) -> Checkpoint:
     meta = read_meta(path)
-    found = dict(meta.tensors)
-    prefix = "text_model." if "text_model.output.weight" in found else ""
-    head, embedding = found.get(f"{prefix}output.weight"), found.get(f"{prefix}tok_embeddings.weight")
-    if head is not None and embedding is not None and _equal(head, embedding):
-        del found[
-            f"{prefix}output.weight"
-        ]  # Meta writes a tied head out; its configuration does not say that it is one
-    config = meta_config(meta.params, found, path=path / "params.json")
+    config = meta_config(meta.params, meta.tensors, path=path / "params.json")
 
     def tokenizer() -> Tokenizer:
         file = next((f for f in (path / "tokenizer.model", path / "tokenizer.json") if f.is_file()), None)
@@ -310,20 +303,11 @@ def _open_meta(path: Path) -> Checkpoint:
         format="meta",
         config=config,
         generation=_meta_generation(tokenizer),
-        tensors=to_canonical(config, meta_rules(config), found, path, ignore=lambda name: name == "rope.freqs"),
+        tensors=to_canonical(config, meta_rules(config), meta.tensors, path, ignore=lambda name: name == "rope.freqs"),
         load_tokenizer=tokenizer,
         chat_template=hugging_face_template(path),
         details={"general.name": path.resolve().name},
     )
-
-
-def _equal(first: LazyTensor, second: LazyTensor) -> bool:
-    """Whether two matrices hold the same bytes; a few rows settle it for those that do not."""
-    if first.dtype is not second.dtype or first.shape != second.shape:
-        return False
-    a, b = first.read().rows(), second.read().rows()
-    step = max(1, len(a) // 64)
-    return np.array_equal(a[::step], b[::step]) and np.array_equal(a, b)
 
 
 def _meta_generation(load: Callable[[], Tokenizer]) -> GenerationConfig:
