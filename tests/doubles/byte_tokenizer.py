@@ -1,4 +1,4 @@
-"""A tokenizer for tests of chat formats: one token a byte, special tokens behind them, SentencePiece's dummy space if asked."""
+"""A tokenizer for tests of chat formats: one token a byte, special tokens, SentencePiece's dummy space if asked."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ SYSTEM = [Message("system", "Be brief."), *USER]
         (
             "code-llama-70b",
             SYSTEM,
-            "<s>  Source: system \n\n Be brief.<step>  Source: user \n\n Hi<step>  Source: assistant\nDestination: user \n\n ",
+            "<s>  Source: system \n\n Be brief.<step>  Source: user \n\n Hi<step>"
+            "  Source: assistant\nDestination: user \n\n ",
         ),
         ("code-llama-70b", USER, "<s>  Source: system<step>  Source: user \n\n Hi<step>"
          "  Source: assistant\nDestination: user \n\n "),
@@ -101,7 +102,8 @@ SYSTEM = [Message("system", "Be brief."), *USER]
         ),
         ("chatml", TALK, "<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
          "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"),
-        ("smollm2", USER, "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        ("smollm2", USER, "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+         "trained by Hugging Face<|im_end|>\n"
          "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
         (
             "alpaca",
@@ -287,7 +289,9 @@ def test_mask_is_the_answers_and_their_ends(name: str, expected: list[str]) -> N
 
 # Text that people type, and text that tries to be more than text.
 SPECIAL = sorted({name for make_tokenizer in TOKENIZERS.values() for name in make_tokenizer().special_tokens})
-fragments = st.sampled_from([*SPECIAL, "### Instruction:", "USER:", "\n", " ", "سلام", "a", "\U0010f000", "🦙", "<|", "|>"])
+fragments = st.sampled_from(
+    [*SPECIAL, "### Instruction:", "USER:", "\n", " ", "سلام", "a", "\U0010f000", "🦙", "<|", "|>"]
+)
 content = st.lists(fragments, max_size=6).map("".join)
 
 
@@ -416,7 +420,6 @@ def test_infill() -> None:
         CodeLlamaInfill(byte_tokenizer.llama3())
 
 
-
 def test_llama3_ids_are_metas(llama3_tokenizer: Path) -> None:
     """Header, blank line and text are encoded one by one, as in Meta's chat_format.py."""
     import tiktoken
@@ -427,7 +430,8 @@ def test_llama3_ids_are_metas(llama3_tokenizer: Path) -> None:
     tokenizer = load_tokenizer(llama3_tokenizer)
     ranks = load_tiktoken_bpe(str(llama3_tokenizer))
     pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     oracle = tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
@@ -436,7 +440,11 @@ def test_llama3_ids_are_metas(llama3_tokenizer: Path) -> None:
         return [128006, *plain(role), 128007, *plain("\n\n"), *plain(text), 128009]
 
     chat = chat_format("llama-3", tokenizer)
-    talk = [Message("system", "كن موجزا.\n"), Message("user", "\n\nWho are you? <|eot_id|>"), Message("assistant", "Llama 3")]
+    talk = [
+        Message("system", "كن موجزا.\n"),
+        Message("user", "\n\nWho are you? <|eot_id|>"),
+        Message("assistant", "Llama 3"),
+    ]
     expected = [128000, *message("system", talk[0].text), *message("user", talk[1].text)]
     header = [128006, *oracle.encode_ordinary("assistant"), 128007, *oracle.encode_ordinary("\n\n")]
     assert chat.render(talk[:2]).ids == expected + header

@@ -30,7 +30,11 @@ def test_openais_shape() -> None:
         "role": "assistant",
         "content": "",
         "tool_calls": [
-            {"id": "call_0", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": [true, null, "ج"]}'}}
+            {
+                "id": "call_0",
+                "type": "function",
+                "function": {"name": "add", "arguments": '{"a": 1, "b": [true, null, "ج"]}'},
+            }
         ],
     }
     assert EXAMPLES[3].to_dict()["content"] == [
@@ -120,11 +124,15 @@ def test_tool_schema() -> None:
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["role", "content", "tool_calls", "type", "text", "function", "name", "arguments", "ids", "x"]),
-        inner,
-        max_size=5,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "tool_calls", "type", "text", "function", "name", "arguments", "ids", "x"]
+            ),
+            inner,
+            max_size=5,
+        )
     ),
     max_leaves=12,
 )
@@ -138,6 +146,8 @@ def test_any_object_is_a_message_or_an_error(source: Any, role: str | None) -> N
     try:
         message = Message.from_dict(source)
     except ChatError as error:
-        assert "\n" not in str(error)
+        problem = str(error)
     else:
         assert Message.from_dict(message.to_dict()) == message
+        return
+    assert "\n" not in problem

@@ -1,16 +1,17 @@
-"""The checkpoint's own Jinja template: equal to transformers' rendering, and a sandbox against what transformers would run."""
+"""The checkpoint's own Jinja template: equal to transformers' rendering, and kept from doing harm."""
 
 from __future__ import annotations
 
 import datetime
+import resource
 import time
-import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import byte_tokenizer
 import pytest
+from hostile_templates import HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,8 @@ ADD = ToolSchema("add", "Add <two> & 'more'", {"type": "object", "properties": {
 
 # Templates in the manner of those that checkpoints carry.
 CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = """{{- bos_token }}
@@ -171,7 +173,7 @@ def test_text_is_transformers(template: str) -> None:
     "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}{% endmacro %}{{ m(1) }}{% call m(3) %}c{% endcall %}",
     "{% set ns = namespace(x=1) %}{% for i in [1, 2] %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}",
     "{% set x %}a{{ 1 }}{% endset %}{{ x | upper }}{{ x | length }}",
-    "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'eq', 'user') | list | length }}",
     "{{ messages[1:] | length }}{{ messages[-1].content }}{{ messages[::-1][0].role }}",
     "{{ x is defined }}{{ none is none }}{{ 1 is number }}{{ 'a' in 'abc' }}{{ 'b' is in ['b'] }}{{ {} is mapping }}",
     "{{ x | default('d') }}{{ '' | default('e', true) }}{{ undefined_thing }}{{ messages[0].nothing }}",
@@ -188,148 +190,38 @@ def test_the_language_is_jinjas(body: str) -> None:
     assert ours(body, TALK, [ADD], True) == transformers_text(body, TALK, [ADD], True)
 
 
-HOSTILE = {
-    # escapes
-    "class": "{{ ''.__class__.__mro__ }}",
-    "class-item": "{{ ''['__class__'] }}",
-    "globals": "{{ raise_exception.__globals__ }}",
-    "self": "{{ strftime_now.__self__ }}",
-    "environment": "{{ namespace.__init__.__globals__ }}",
-    "subclasses": "{{ messages.__class__.__base__.__subclasses__() }}",
-    "format": "{{ '{0.__class__}'.format('') }}",
-    "format_map": "{{ '{a.__class__}'.format_map({'a': 1}) }}",
-    "map-attribute": "{{ [''] | map(attribute='__class__') | list }}",
-    "attr": "{{ '' | attr('__class__') }}",
-    "mutate": "{% set x = messages.append(1) %}",
-    "mutate-dict": "{{ messages[0].update({'role': 'system'}) }}",
-    "generator-frame": "{{ (messages | map('upper')).gi_frame }}",
-    "include": "{% include '/etc/passwd' %}",
-    "import": "{% import 'os' as os %}{{ os }}",
-    "extends": "{% extends 'x' %}",
-    "namespace-dunder": "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
-    "mro": "{{ namespace.mro() }}",
-    # loops
-    "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
-    "range-empty": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "range-once": "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% for k in r %}{% endfor %}{% endfor %}{% endfor %}",
-    "range-filter": "{% set r = range(99999) %}{% for i in r if false %}{% endfor %}{% for i in r for j in r %}{% endfor %}",
-    "filtered": "{% set r = range(99999) %}{% for i in r %}{% for j in r if j < 0 %}{% endfor %}{% endfor %}",
-    "generator": "{% set r = range(99999) | list %}{% for i in r %}{{ r | map('abs') | select('gt', 9999999) | list }}{% endfor %}",
-    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "recursion-tree": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
-    "recursive-loop": "{% for x in range(99) recursive %}{{ loop(range(99)) }}{% endfor %}",
-    "block": "{% block a %}{{ self.a() }}{% endblock %}",
-    "caller": "{% macro m() %}{{ caller() }}{% endmacro %}"
-    + "{% call m() %}" * 15
-    + "{% for i in range(9999) %}x{% endfor %}" * 9
-    + "{% endcall %}" * 15
-    + "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    # memory
-    "multiply": "{{ 'ab' * 10 ** 9 }}",
-    "multiply-list": "{{ [1] * 10 ** 9 }}",
-    "multiply-left": "{{ 10 ** 9 * 'ab' }}",
-    "multiply-constant": "{{ 'ab' * 1000000000 }}",
-    "double": "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-    "double-tilde": "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-    "double-list": "{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-    "nested": "{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
-    "nested-dict": "{% set ns = namespace(s=1) %}{% for i in range(99) %}{% set ns.s = {'a': ns.s, 'b': ns.s} %}{% endfor %}",
-    "nested-dict-call": "{% set ns = namespace(s=1) %}{% for i in range(99) %}{% set ns.s = dict(a=ns.s, b=ns.s) %}{% endfor %}",
-    "nested-equal": "{% set a = namespace(s=[1]) %}{% set b = namespace(s=[1]) %}{% for i in range(60) %}"
-    "{% set a.s = (a.s, a.s) %}{% set b.s = (b.s, b.s) %}{% endfor %}{{ a.s == b.s }}",
-    "varargs": "{% macro m() %}{{ m(varargs, varargs) }}{% endmacro %}{{ m(1) }}",
-    "namespaces": "{% set ns = namespace(s=1) %}{% for i in range(99) %}{% set ns.s = namespace(a=ns.s, b=ns.s) %}{% endfor %}",
-    "namespace-itself": "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
-    "set-block": "{% set x %}{% for i in range(99999) %}" + "x" * 5000 + "{% endfor %}{% endset %}",
-    "output": "{% for i in range(99999) %}" + "x" * 5000 + "{% endfor %}",
-    "output-value": "{% set s = 'x' * 50000 %}{% for i in range(99999) %}{{ s }}{% endfor %}",
-    "center": "{{ 'x'.center(10 ** 9) }}",
-    "center-filter": "{{ 'x' | center(10 ** 9) }}",
-    "ljust": "{{ 'x'.ljust(width=10 ** 9) }}",
-    "zfill": "{{ 'x'.zfill(10 ** 9) }}",
-    "indent": "{{ ('\n' * 100000) | indent(100000, blank=true) }}",
-    "indent-text": "{{ ('a\n' * 100000) | indent('x' * 900000) }}",
-    "json-indent": "{{ messages | tojson(indent=10 ** 9) }}",
-    "json-deep": "{% set ns = namespace(s=range(9999) | list) %}{% for i in range(400) %}{% set ns.s = [ns.s] %}{% endfor %}"
-    "{% for i in range(999) %}{% set x = ns.s | tojson(indent=16) %}{% endfor %}",
-    "json-separators": "{{ (range(9999) | list) | tojson(separators=('x' * 99999, 'y')) }}",
-    "percent": "{{ '%1000000000d' % 1 }}",
-    "percent-star": "{{ '%*d' % (10 ** 9, 1) }}",
-    "percent-precision": "{{ '%.999999999f' % 1.0 }}",
-    "format-width": "{{ '{:>1000000000}'.format('x') }}",
-    "format-nested": "{{ '{:{}}'.format('x', 10 ** 9) }}",
-    "format-repeat": "{{ ('{0}' * 100000).format('x' * 900000) }}",
-    "format-filter": "{{ '%1000000000s' | format('x') }}",
-    "replace": "{{ ('x' * 100000) | replace('x', 'y' * 100000) }}",
-    "replace-method": "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
-    "replace-empty": "{{ ('x' * 100000).replace('', 'y' * 100000) }}",
-    "join": "{{ range(99999) | join('x' * 900000) }}",
-    "join-method": "{{ ('x' * 900000).join(['a'] * 99999) }}",
-    "wordwrap": "{{ ('x ' * 100000) | wordwrap(1, wrapstring='y' * 100000) }}",
-    "expandtabs": "{{ ('\t' * 100000).expandtabs(100000) }}",
-    "translate": "{{ ('x' * 100000).translate({120: 'y' * 100000}) }}",
-    "encode": "{{ 'x'.encode('utf-8') }}",
-    "lipsum": "{{ lipsum(n=10 ** 9) }}",
-    "cycler": "{{ cycler }}{{ cycler(1).next.__globals__ }}",
-    "batch": "{{ [1] | batch(10 ** 9, 'x') | list }}",
-    "slice": "{{ [1] | slice(10 ** 9) | list }}",
-    "power": "{{ 10 ** 10 ** 10 }}",
-    "power-loop": "{% set ns = namespace(x=3) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
-    "round": "{{ 5 | round(-1000000000) }}",
-    "round-integer": "{{ 5 | round(1000000000, 'ceil') }}",
-    "sum-lists": "{{ ([[1] * 9999] * 999) | sum(start=[]) }}",
-    "sort": "{% for i in range(9999) %}{% set x = range(9999) | list | sort %}{% endfor %}",
-    "contains": "{% set s = 'x' * 500000 %}{% for i in range(99999) %}{% if 'xy' in s %}{% endif %}{% endfor %}",
-    "contains-test": "{% set s = 'x' * 500000 %}{% for i in range(99999) %}{% if 'xy' is in s %}{% endif %}{% endfor %}",
-    "find": "{% set s = 'x' * 500000 %}{% for i in range(99999) %}{% set y = s.find('xy') %}{% endfor %}",
-    "strftime": "{{ strftime_now('%1000000000d') }}",
-    "strftime-long": "{{ strftime_now('%Y' * 99999) }}",
-    "autoescape": "{% autoescape 'x' * 1000000000 %}{% endautoescape %}",
-    # parser
-    "syntax": "{% for %}",
-    "unclosed": "{{ 'x'",
-    "unknown-tag": "{% frob %}",
-    "unknown-filter": "{{ 'x' | frob }}",
-    "generation-unclosed": "{% generation %}x",
-    "parentheses": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
-    "lists": "{{ " + "[" * 20000 + "]" * 20000 + " }}",
-    "nots": "{{ " + "not " * 20000 + "1 }}",
-    "sum-of-sums": "{{ " + "1+" * 20000 + "1 }}",
-    "ifs": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
-    "fors": "{% for i in [1] %}" * 30 + "{% endfor %}" * 30,
-    "long": "x" * (600 * 1024),
-    "number": "{{ " + "9" * 10000 + " }}",
-    # errors of every kind
-    "type": "{{ 1 + 'a' }}",
-    "zero": "{{ 1 // 0 }}",
-    "undefined": "{{ nothing.at.all }}",
-    "call": "{{ 1() }}",
-    "raise": "{{ raise_exception('no\nway ' * 1000) }}",
-}  # fmt: skip
+# Jinja gives nothing for what it does not find or may not have; no harm, as long as it is nothing.
+NOTHING = {
+    "class-item",
+    "attr",
+    "map-attribute",
+    "mutate-dict",
+    "generator-frame",
+    "mro",
+    "globals",
+    "self",
+    "format",
+    "format_map",
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_in_one_line(name: str) -> None:
     """Every one of them ends soon, in little memory, as a ChatError of one line."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
-    tracemalloc.start()
     try:
-        with pytest.raises(ChatError) as caught:
-            text = ours(HOSTILE[name], TALK, [ADD], True)
-            # Jinja gives nothing for what it does not find; that is no harm, as long as it is nothing.
-            if name in ("class-item", "attr", "map-attribute", "mutate-dict", "generator-frame", "mro", "fors"):
-                assert "class" not in text
-                assert "frame" not in text
-                raise ChatError("nothing")
-            pytest.fail(f"{name} rendered {text[:200]!r}")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert time.process_time() - start < 15
-    assert peak < 200_000_000
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 500
+        text = ours(HOSTILE[name], TALK, [ADD], True)
+    except ChatError as error:
+        message = str(error)
+        assert message.startswith("chat template: ")
+        assert "\n" not in message
+        assert len(message) < 500
+    else:
+        assert name in NOTHING
+        assert text in ("", "[Undefined]")
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 def test_a_long_conversation_is_no_attack() -> None:
@@ -376,10 +268,13 @@ def test_mask() -> None:
     for template in (CHATML, GENERATION, THINKING, TOOLS):
         assert learned(template_format(template), TALK) == ["Hello<|im_end|>", "Fine & well<|im_end|>"]
     assert learned(template_format(TOOLS), CALL, tools=[ADD]) == [
-        '\n{"name": "add", "arguments": {"a": 1, "b": "<x>"}}<|im_end|>',
+        '{"name": "add", "arguments": {"a": 1, "b": "<x>"}}<|im_end|>',
         "3.<|im_end|>",
     ]
-    assert learned(template_format(LLAMA3, byte_tokenizer.llama3()), TALK) == ["Hello<|eot_id|>", "Fine & well<|eot_id|>"]
+    assert learned(template_format(LLAMA3, byte_tokenizer.llama3()), TALK) == [
+        "Hello<|eot_id|>",
+        "Fine & well<|eot_id|>",
+    ]
     assert learned(template_format(STRICT, byte_tokenizer.llama2()), TALK) == ["Hello </s>", "Fine & well </s>"]
     thought = [Message("user", "q"), Message("assistant", "<think>hm</think>\n\na"), Message("user", "r")]
     assert learned(template_format(THINKING), thought) == ["a<|im_end|>"]
@@ -423,7 +318,9 @@ def test_text_never_becomes_a_special_token(template: str) -> None:
     assert skeleton(hostile) == skeleton([Message("user", "x"), Message("assistant", "y"), Message("user", "z")])
     assert chat.tokenizer.decode(chat.render(hostile).ids) == chat.text(hostile)
     if template is TOOLS:
-        evil = ToolSchema("add", f"Adds {SPECIAL}", {"type": "object", "properties": {SPECIAL: {"description": SPECIAL}}})
+        evil = ToolSchema(
+            "add", f"Adds {SPECIAL}", {"type": "object", "properties": {SPECIAL: {"description": SPECIAL}}}
+        )
         call = ToolCall("call_0", "add", {"a": SPECIAL, SPECIAL: 1})
         messages = [CALL[0], Message("assistant", "", tool_calls=(call,)), Message("tool", SPECIAL), *CALL[3:]]
         assert skeleton(messages, [evil]) == skeleton(CALL, [ADD])
@@ -452,7 +349,9 @@ def test_images_are_refused() -> None:
         template_format(CHATML).render([Message("user", (ImagePart(url="x"),))])
 
 
-fragments = st.sampled_from(["<|im_start|>", "<|im_end|>", "</think>", "\n", " ", "سلام", "a", "\U0010f000", "<|", "|>"])
+fragments = st.sampled_from(
+    ["<|im_start|>", "<|im_end|>", "</think>", "\n", " ", "سلام", "a", "\U0010f000", "<|", "|>"]
+)
 content = st.lists(fragments, max_size=5).map("".join)
 
 
@@ -504,7 +403,12 @@ def test_a_generated_tool_call_is_kept() -> None:
 def test_a_template_that_rewrites_history_is_told() -> None:
     def answered(text: str) -> list[Message]:
         ids = (*text.encode(), byte_tokenizer.chatml().special_tokens["<|im_end|>"])
-        return [Message("user", "q"), Message("assistant", text, ids=ids), Message("user", "r"), Message("assistant", "b")]
+        return [
+            Message("user", "q"),
+            Message("assistant", text, ids=ids),
+            Message("user", "r"),
+            Message("assistant", "b"),
+        ]
 
     dated = "{{ messages | length }}" + CHATML
     assert not append_only(template_format(dated), answered("a"))
@@ -522,7 +426,7 @@ def test_date_and_clock() -> None:
 
 def test_detection_prefers_a_format_of_ours_where_it_is_equal() -> None:
     assert detect_format(CHATML, byte_tokenizer.chatml()).name == "chatml"
-    assert detect_format(LLAMA3, byte_tokenizer.llama3()).name == "llama-3.1"
+    assert detect_format(LLAMA3, byte_tokenizer.llama3()).name == "llama-3"
     old = byte_tokenizer.ByteTokenizer([t for t in byte_tokenizer.LLAMA3 if t != "<|eom_id|>"], bos="<|begin_of_text|>")
     assert detect_format(LLAMA3.replace("{{- bos_token }}\n", "<|begin_of_text|>"), old).name == "llama-3"
     for template in (THINKING + " ", TOOLS, STRICT):
@@ -537,7 +441,9 @@ def test_detection_prefers_a_format_of_ours_where_it_is_equal() -> None:
 def _gguf_fields(path: Path) -> dict[str, Any]:
     from gguf import GGUFReader
 
-    return {name: field.contents() for name, field in GGUFReader(str(path)).fields.items() if name.startswith("tokenizer.")}
+    return {
+        name: field.contents() for name, field in GGUFReader(str(path)).fields.items() if name.startswith("tokenizer.")
+    }
 
 
 def test_default_model_equals_transformers(default_gguf: Path) -> None:
@@ -571,3 +477,61 @@ def _json(tokenizer: Tokenizer) -> str:
     import json
 
     return json.dumps(tokenizer.to_tokenizer_json())
+
+
+def _one_line(error: ChatError) -> None:
+    assert "\n" not in str(error)
+
+
+pieces = st.sampled_from(
+    [
+        *(
+            "{% for m in messages %}",
+            "{% endfor %}",
+            "{% if m %}",
+            "{% else %}",
+            "{% endif %}",
+            "{{ m.content }}",
+            "{{",
+            "}}",
+        ),
+        *(
+            "{% set x = [x, x] %}",
+            "{% macro f(a) %}",
+            "{% endmacro %}",
+            "{{ f(1) }}",
+            "{%",
+            "%}",
+            "{#",
+            "#}",
+            "|",
+            "x",
+            "'",
+        ),
+        *(
+            "range(9)",
+            " * 9 ** 9",
+            "[1:]",
+            ".y",
+            "messages",
+            "(",
+            ")",
+            "tojson",
+            "trim",
+            "{% generation %}",
+            " in ",
+            "~",
+            "%s",
+        ),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(pieces, max_size=12).map("".join), st.integers(0, 200), st.integers(0, 200))
+def test_any_text_is_a_template_or_an_error(text: str, start: int, end: int) -> None:
+    for source in (text, TOOLS[:start] + text + TOOLS[end:]):
+        try:
+            ours(source, CALL, [ADD], True)
+        except ChatError as error:
+            _one_line(error)

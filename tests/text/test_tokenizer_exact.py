@@ -33,8 +33,9 @@ from qafila.text.tokenizer import Roles, Tokenizer, load_tokenizer, tokenizer_fr
 from qafila.text.tokenizer_files import tokenizer_from_bytes
 from qafila.text.tokenizer_json import tokenizer_from_document
 
-ENGLISH = "The caravan won't stop here; she said it's 3 days' ride, I'LL see. Once upon a time there was a lamb".split()
-ARABIC = "القافلة تسير والكلاب تنبح السَّلامُ عَلَيْكُمْ وَرَحْمَةُ اللهِ ١٢٣٤ مرحباً بِكُم في الصحراء، كتابٌ ـــ لا".split()
+ENGLISH_TEXT = "The caravan won't stop here; she said it's 3 days' ride, I'LL see. Once upon a time there was a lamb"
+ARABIC_TEXT = "القافلة تسير والكلاب تنبح السَّلامُ عَلَيْكُمْ وَرَحْمَةُ اللهِ ١٢٣٤ مرحباً بِكُم في الصحراء، كتابٌ ـــ لا"
+ENGLISH, ARABIC = ENGLISH_TEXT.split(), ARABIC_TEXT.split()
 CODE = [
     "def f(x):",
     "    return x[i]*2 ** 3",
@@ -301,10 +302,13 @@ def test_every_character_is_cut_alike(default: Tokenizer, default_gguf: Path) ->
     # Not among them: 13 digits of Unicode 17, which Rust's own tables know and those of its regular expressions do not.
     newer = {*range(0x11DE0, 0x11DEA), *range(0x16FF4, 0x16FF7)}
     oracle = default_oracle(default_metadata(default_gguf))
-    for start in range(0, 0x110000, 64):
-        characters = [chr(c) for c in range(start, start + 64) if not 0xD800 <= c < 0xE000 and c not in newer]
-        line = "".join(f"a{c} {c}{c}  " for c in characters)
-        assert default.encode(line) == oracle.encode(line).ids, hex(start)
+    # Of the great blocks of ideographs and syllables, which are all letters, the edges are enough.
+    plain = {*range(0x3500, 0x4D00), *range(0x4F00, 0x9E00), *range(0xAD00, 0xD600), *range(0xE100, 0xF800)}
+    left_out = plain | newer
+    wanted = [c for c in (*range(0xD800), *range(0xE000, 0x1FC00), *range(0xE0000, 0xE0200)) if c not in left_out]
+    for start in range(0, len(wanted), 64):
+        line = "".join(f"a{chr(c)} {chr(c)}{chr(c)}  " for c in wanted[start : start + 64])
+        assert default.encode(line) == oracle.encode(line).ids, hex(wanted[start])
 
 
 def roundtrips(tokenizer: Tokenizer) -> dict[str, Tokenizer]:
@@ -426,7 +430,7 @@ def test_odd_vocabularies_merge_as_sentencepiece_merges() -> None:
 
 
 def test_odd_merge_lists_run_as_tokenizers_runs_them() -> None:
-    """Random merges: several for one token, out of order, tokens that no merge builds, with and without ignore_merges."""
+    """Random merges: several for one token, out of order, tokens that no merge builds, with and without their use."""
     draw = random.Random(5)
     on_core = 0
     for trial in range(200):

@@ -23,7 +23,8 @@ def parsed(text: str) -> list[tuple[str, dict[str, object]]] | None:
     [
         # llama-models prompt formats: 3.1 JSON, <function=>, built-in; 3.2 and 4 pythonic
         (
-            '{\n    "type": "function",\n    "name": "trending_songs",\n    "parameters": {"n": "10", "genre": "all"}\n}',
+            '{\n    "type": "function",\n    "name": "trending_songs",\n'
+            '    "parameters": {"n": "10", "genre": "all"}\n}',
             [("trending_songs", {"n": "10", "genre": "all"})],
         ),
         ('<function=trending_songs>{"n": 10}</function>', [("trending_songs", {"n": 10})]),
@@ -31,7 +32,10 @@ def parsed(text: str) -> list[tuple[str, dict[str, object]]] | None:
             '<function=getWeather>{"location":"New York","date":"2023-08-05"}',
             [("getWeather", {"location": "New York", "date": "2023-08-05"})],
         ),
-        ('brave_search.call(query="latest price of 1oz gold")', [("brave_search", {"query": "latest price of 1oz gold"})]),
+        (
+            'brave_search.call(query="latest price of 1oz gold")',
+            [("brave_search", {"query": "latest price of 1oz gold"})],
+        ),
         (
             "[get_weather(city='San Francisco', metric='celsius'), get_weather(city='Seattle', metric='celsius')]",
             [
@@ -53,7 +57,10 @@ def parsed(text: str) -> list[tuple[str, dict[str, object]]] | None:
         ('<function=f>{"q": "it\'s {nested}"}</function>', [("f", {"q": "it's {nested}"})]),
         ('{"type":"function","function":{"name":"f","arguments":"{\\"x\\": 1}"}}', [("f", {"x": 1})]),
         ('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', [("f", {"x": 1})]),
-        ('<tool_call>[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]</tool_call>', [("f", {}), ("g", {})]),
+        (
+            '<tool_call>[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]</tool_call>',
+            [("f", {}), ("g", {})],
+        ),
         ('<function=بحث>{"سؤال": "ما الخبر؟"}</function>', [("بحث", {"سؤال": "ما الخبر؟"})]),
     ],
 )
@@ -139,14 +146,21 @@ def test_hostile_text_is_prose_and_quick(text: str) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
 names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True).filter(
-    lambda name: name not in ("as", "if", "in", "is", "or", "and", "def", "del", "for", "not", "try", "elif", "else", "from")
-    and name not in ("pass", "with", "break", "class", "raise", "while", "yield", "async", "await", "import", "return")
-    and name not in ("except", "global", "lambda", "assert", "finally", "continue", "nonlocal", "code", "query")
+    lambda name: (
+        name not in ("as", "if", "in", "is", "or", "and", "def", "del", "for", "not", "try", "elif", "else", "from")
+        and name
+        not in ("pass", "with", "break", "class", "raise", "while", "yield", "async", "await", "import", "return")
+        and name not in ("except", "global", "lambda", "assert", "finally", "continue", "nonlocal", "code", "query")
+    )
 )
 
 
@@ -161,7 +175,7 @@ def test_what_is_written_is_read_again(calls: list[tuple[str, dict[str, object]]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet='[](){}<>=,;:"\'\\ abf01.-function_callquery\n', max_size=60))
+@given(st.text(alphabet="[](){}<>=,;:\"'\\ abf01.-function_callquery\n", max_size=60))
 def test_any_text_is_calls_or_prose(text: str) -> None:
     calls = parse_tool_calls(text)
     for call in calls or ():

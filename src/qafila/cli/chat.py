@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qafila.cli import options as opt
+from qafila.cli import stdin
 from qafila.errors import ContextLengthError, QafilaError, StorageError
 
 if TYPE_CHECKING:
@@ -203,18 +204,18 @@ def command(
     interactive = sys.stdin.isatty() and not as_json
     if interactive:
         print(f"loading {model} ...", file=sys.stderr)
+    options = opt.generation(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
     llama = Llama.load(model, format=format, device=device, dtype=dtype)
     name = llama.format.name  # a model without a chat format says so before the first question
-    options: Options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop,
-        "seed": seed,
-    }
     conversation = Conversation(llama, system, options)
     if not interactive:
         _answer_lines(conversation, as_json)
@@ -233,7 +234,7 @@ def command(
 
 
 def _answer_lines(conversation: Conversation, as_json: bool) -> None:
-    for raw in sys.stdin:
+    for raw in stdin.lines():
         line = raw.strip()
         if not line:
             continue

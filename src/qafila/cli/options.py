@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from qafila.chat.llama import Options
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="`default`, `hf:owner/name`, a path, or a name from `qafila models`.")
@@ -27,3 +30,43 @@ Format = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="torch device (default: cuda where there is one, else cpu).")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+
+
+def generation(
+    *,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    stop: list[str] | None,
+    seed: int | None,
+) -> Options:
+    """The options as `Llama` takes them, checked before a model is loaded for them.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    from qafila.sampling import SamplingParams, check_seed
+
+    sampling = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    SamplingParams(**{key: value for key, value in sampling.items() if value is not None})  # type: ignore[arg-type]
+    if seed is not None:
+        check_seed(seed)
+    return {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop,
+        "seed": seed,
+    }

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qafila.cli import options as opt
+from qafila.cli import stdin
 from qafila.errors import UsageError
 
 
@@ -31,25 +32,25 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print text, ids, log-probabilities and timing.")] = False,
 ) -> None:
     """Answer one prompt (as a chat where the model has a chat format) and exit."""
-    from qafila.chat.llama import Llama, Options
+    from qafila.chat.llama import Llama
 
     if prompt is None or prompt == "-":
         if sys.stdin.isatty():
             raise UsageError("no prompt: give one as an argument or on standard input")
-        prompt = sys.stdin.read()
+        prompt = stdin.whole()
     if raw and system is not None:
         raise UsageError("--system needs a chat format, so it does not go with --raw")
+    options = opt.generation(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
     llama = Llama.load(model, format=format, device=device, dtype=dtype)
-    options: Options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop,
-        "seed": seed,
-    }
     if raw or (format is None and not llama.can_chat):
         stream = llama.complete(prompt, stream=True, **options)
     else:

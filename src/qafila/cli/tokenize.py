@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
+from qafila.cli import stdin
 from qafila.errors import UsageError
 from qafila.text.tokenizer import Tokenizer
 
@@ -30,15 +30,6 @@ def open_tokenizer(source: str) -> Tokenizer:
     if sniff_format(path) == "gguf":
         return gguf_tokenizer(gguf_file(path))
     return open_checkpoint(path).tokenizer
-
-
-def _lines(stream: BinaryIO) -> Iterator[str]:
-    # Bytes, so that only a newline ends a line: a carriage return is text like any other.
-    for number, line in enumerate(stream, 1):
-        try:
-            yield line.removesuffix(b"\n").decode()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"line {number}: not UTF-8 text (byte {error.start + 1})") from None
 
 
 def _ids(line: str, number: int, vocab_size: int) -> list[int]:
@@ -65,7 +56,7 @@ def command(
 ) -> None:
     """Turn lines of text into token ids, one line each; with --decode the other way."""
     tokenizer = open_tokenizer(model)
-    lines = iter([text]) if text is not None else _lines(sys.stdin.buffer)
+    lines = iter([text]) if text is not None else stdin.lines()
     for number, line in enumerate(lines, 1):
         if decode:
             decoded = tokenizer.decode(_ids(line, number, tokenizer.vocab_size))

@@ -226,8 +226,7 @@ class Llama31Format(HeaderFormat):
             return None
         if self.tool_format == "function":
             listed = "\n\n".join(
-                f"Use the function '{tool.name}' to '{tool.description}':\n{_line(tool.function())}"
-                for tool in tools
+                f"Use the function '{tool.name}' to '{tool.description}':\n{_line(tool.function())}" for tool in tools
             )
             return _FUNCTION_TOOLS.format(listed)
         return _JSON_TOOLS.format("\n".join(_pretty(tool.to_dict()) for tool in tools))
@@ -267,7 +266,7 @@ class Llama32Format(Llama31Format):
 
 
 class Llama4Format(HeaderFormat):
-    """Llama 4: shorter special tokens, pythonic calls; calls and tool results end with ``<|eom|>``, turns ``<|eot|>``."""
+    """Llama 4: shorter special tokens, pythonic calls; calls and tool results end with ``<|eom|>``."""
 
     name = "llama-4"
     header_start = "<|header_start|>"

@@ -21,8 +21,9 @@ from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from qafila.errors import ChatError
 from qafila.text.chat_format import ChatFormat, Rendered, TokenWriter, require_messages
 from qafila.text.messages import Message, ToolSchema
+from qafila.text.template_guard import Guard
 from qafila.text.template_marks import Marks, marked, message_data, strings
-from qafila.text.template_sandbox import MAX_SOURCE, Guard, LimitError, TemplateEnvironment
+from qafila.text.template_sandbox import MAX_SOURCE, LimitError, TemplateEnvironment
 from qafila.text.tokenizer import Tokenizer
 
 # Tokens that end an answer in the vocabularies of the field; a template's own is found by rendering (see stop_ids).

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sized, ValuesView
 from functools import wraps
 from typing import Any
 
@@ -29,7 +30,6 @@ from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro, TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Joiner, Namespace
-from jinja2.visitor import NodeTransformer
 
 BASE_BUDGET = 2_000_000
 BASE_SIZE = 1_000_000
@@ -130,7 +130,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self._known = {}
         self._left, self._largest = 2**62, 2**62
         size = self.weigh(variables, remember=True)
-        self._left = BASE_BUDGET + 64 * size + 16 * messages**2
+        self._left = BASE_BUDGET + 64 * size + 64 * messages**2
         self._largest = BASE_SIZE + 8 * size
 
     def spend(self, amount: int) -> None:
@@ -140,7 +140,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise LimitError("the template does more work than any conversation needs (an endless loop?)")
 
     def weigh(self, value: Any, *, remember: bool = False) -> int:
-        """The size of a value and all that is in it, in characters or elements; LimitError where that is too much."""
+        """The size of a value and all that is in it, in characters or elements; LimitError where that is too much.
+
+        Looking costs too: a step for each element visited. What was handed in is known and not walked again.
+        """
         total = 0
         stack = [value]
         while stack:
@@ -160,6 +163,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                     self._known[id(item)] = size
                     total += size
                 else:
+                    self.spend(1 + len(item) if isinstance(item, Sized) else 1)
                     children = self._children(item)
                     total += 1 + len(children)
                     if total <= self._largest:
@@ -204,10 +208,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def _counted(self, iterator: Iterable[Any]) -> Iterator[Any]:
         for item in iterator:
-            self.spend(1)
+            self.spend(8)
             yield item
 
-    # What compiled templates call: see Guard below
+    # What compiled templates call: see template_guard
 
     def guard_loop(self, iterable: Any, cost: int) -> Any:
         """Pay for a loop in advance (or, over an iterator, as it runs): so much an item."""
@@ -232,7 +236,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         name = getattr(obj, "__name__", "")
         if owner is self and name.startswith("guard_"):
             return obj(*args)
-        self.spend(4)
+        self.spend(40)
         given = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
         self._pay_for(*args, *given.values())
         if isinstance(owner, str):
@@ -300,6 +304,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
         @wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
+            self.spend(10)
             self._pay_for(*args[own:], *kwargs.values())
             if deep:
                 self.spend(sum(map(self.weigh, (*args[own:], *kwargs.values()))))
@@ -359,14 +364,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def _round(self, value: Any, precision: int = 0, method: str = "common") -> float:
         if not _within(precision, 30) or (isinstance(value, int) and abs(value) >= 2**64):
             raise LimitError("round: the number or its precision is too large")
+        if method not in ("common", "ceil", "floor"):
+            raise TemplateError("round: the method is common, ceil or floor")
         if method == "common":
-            return round(float(value), precision)
+            rounded: float = round(value, precision)
+            return rounded
         step = 10**precision
-        scaled = float(value) * step
-        whole = int(scaled)
-        up = method == "ceil" and scaled > whole
-        down = method == "floor" and scaled < whole
-        return float((whole + up - down) / step)
+        return float((math.ceil if method == "ceil" else math.floor)(value * step) / step)
 
     def _sum(self, values: Iterable[Any], attribute: str | int | None = None, start: float = 0) -> float:
         items = [item if attribute is None else self.getitem(item, attribute) for item in self._counted(values)]
@@ -398,55 +402,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if len(pattern) > 200 or pattern.count("%") != sum(m.group().count("%") for m in _STRFTIME.finditer(pattern)):
             raise LimitError(f"strftime_now: the format {pattern[:40]!r} is not supported")
         return self.now().strftime(pattern)
-
-
-class Guard(NodeTransformer):
-    """Rewrites a parsed template so that loops, literals, comparisons and joins pass through the guards."""
-
-    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
-        """Loops pay for every item, and for the literal text in their body."""
-        literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        self.generic_visit(node)
-        node.iter = self._call("guard_loop", node.iter, nodes.Const(1 + literal // 16))
-        return node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
-        """Both sides of a comparison are walked by it."""
-        self.generic_visit(node)
-        node.expr = self._guard(node.expr)
-        for operand in node.ops:
-            operand.expr = self._guard(operand.expr)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:  # noqa: N802
-        """What ``~`` joins is copied."""
-        self.generic_visit(node)
-        node.nodes = [self._guard(child) for child in node.nodes]
-        return node
-
-    def visit_List(self, node: nodes.List) -> nodes.Expr:  # noqa: N802
-        """A literal may hold large values many times."""
-        self.generic_visit(node)
-        return self._guard(node)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
-        """As a list, unless it is what a ``for`` or ``set`` assigns to."""
-        self.generic_visit(node)
-        return self._guard(node) if node.ctx == "load" else node
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:  # noqa: N802
-        """As a list."""
-        self.generic_visit(node)
-        return self._guard(node)
-
-    def _guard(self, node: nodes.Expr) -> nodes.Expr:
-        return node if isinstance(node, nodes.Const) else self._call("guard_value", node)
-
-    @staticmethod
-    def _call(name: str, *args: Any) -> nodes.Expr:
-        line = args[0].lineno
-        target = nodes.EnvironmentAttribute(name, lineno=line)
-        return nodes.Call(target, list(args), [], None, None, lineno=line)
 
 
 def _within(value: object, limit: int) -> bool:

@@ -53,6 +53,8 @@ def tokenizer_from_bytes(data: bytes, config: Mapping[str, object] | None = None
         config: the ``tokenizer_config.json`` beside it, if there is one.
     """
     config = config or {}
+    if not data.strip():
+        raise TokenizerError("the file is empty")
     if data.startswith(b"GGUF"):
         raise TokenizerError("this is a GGUF file: its tokenizer is read with the model's metadata")
     if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):

@@ -56,7 +56,7 @@ def _sentencepiece(keys: Mapping[str, object], texts: list[str], types: list[int
     scores = _list(keys, "scores", float)
     if len(scores) != len(texts):
         raise TokenizerError(f"tokenizer.ggml.scores: {len(scores)} entries for {len(texts)} tokens")
-    bad = next((i for i, kind in enumerate(types) if not NORMAL <= kind <= BYTE or math.isnan(scores[i])), None)
+    bad = next((i for i, kind in enumerate(types) if not NORMAL <= kind <= BYTE or not _is_float32(scores[i])), None)
     if bad is not None:
         raise TokenizerError(f"tokenizer.ggml.token_type: token {bad} has the unknown type {types[bad]}, or no score")
     # A token without text can never be found; as an ordinary piece it would be found everywhere.
@@ -128,6 +128,10 @@ def _list(keys: Mapping[str, object], name: str, kind: type) -> list[Any]:
     if not all(isinstance(item, kind) for item in values):
         raise TokenizerError(f"tokenizer.ggml.{name}: an entry has the wrong type")
     return values
+
+
+def _is_float32(score: float) -> bool:
+    return not math.isnan(score) and (abs(score) < 3.4028235e38 or math.isinf(score))
 
 
 def _flag(keys: Mapping[str, object], name: str, default: bool) -> bool:

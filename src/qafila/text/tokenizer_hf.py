@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qafila.errors import TokenizerError
@@ -86,7 +87,7 @@ class HuggingFaceTokenizer(Tokenizer):
         known = checked_ids(ids, self.vocab_size)
         if self._bytes_decoder:
             hidden = self._control if skip_special else frozenset()
-            return b"".join([self.token_bytes(i) for i in known if i not in hidden]).decode("utf-8", "replace")
+            return b"".join([self._table[i] for i in known if i not in hidden]).decode("utf-8", "replace")
         return self._asked.decode(list(known), skip_special_tokens=skip_special)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -123,9 +124,12 @@ class HuggingFaceTokenizer(Tokenizer):
         if self._bytes_decoder:
             from qafila.text.bpe import ByteStream
 
-            table = [self.token_bytes(i) for i in range(self.vocab_size)]
-            return ByteStream(table, self._control if skip_special else frozenset())
+            return ByteStream(self._table, self._control if skip_special else frozenset())
         return ReplayStream(self, skip_special)
+
+    @cached_property
+    def _table(self) -> list[bytes]:
+        return [self.token_bytes(i) for i in range(self.vocab_size)]
 
     def to_tokenizer_json(self) -> dict[str, object]:
         """See `Tokenizer.to_tokenizer_json`."""

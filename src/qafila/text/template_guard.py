@@ -1,0 +1,58 @@
+"""Rewrites a parsed template so that what it does is paid for; the prices are in ``template_sandbox``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.visitor import NodeTransformer
+
+
+class Guard(NodeTransformer):
+    """Rewrites a parsed template so that loops, literals, comparisons and joins pass through the guards."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
+        """Loops pay for every item by the size of their body: its literal text and the nodes to evaluate."""
+        literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        cost = 4 + literal // 16 + sum(1 for _ in node.find_all(nodes.Expr)) // 2
+        self.generic_visit(node)
+        node.iter = self._call("guard_loop", node.iter, nodes.Const(cost))
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
+        """Both sides of a comparison are walked by it."""
+        self.generic_visit(node)
+        node.expr = self._guard(node.expr)
+        for operand in node.ops:
+            operand.expr = self._guard(operand.expr)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:  # noqa: N802
+        """What ``~`` joins is copied."""
+        self.generic_visit(node)
+        node.nodes = [self._guard(child) for child in node.nodes]
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Expr:  # noqa: N802
+        """A literal may hold large values many times."""
+        self.generic_visit(node)
+        return self._guard(node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
+        """As a list, unless it is what a ``for`` or ``set`` assigns to."""
+        self.generic_visit(node)
+        return self._guard(node) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:  # noqa: N802
+        """As a list."""
+        self.generic_visit(node)
+        return self._guard(node)
+
+    def _guard(self, node: nodes.Expr) -> nodes.Expr:
+        return node if isinstance(node, nodes.Const) else self._call("guard_value", node)
+
+    @staticmethod
+    def _call(name: str, *args: Any) -> nodes.Expr:
+        line = args[0].lineno
+        target = nodes.EnvironmentAttribute(name, lineno=line)
+        return nodes.Call(target, list(args), [], None, None, lineno=line)
