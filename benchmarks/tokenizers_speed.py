@@ -3,9 +3,9 @@
     python benchmarks/tokenizers_speed.py --gguf DEFAULT.gguf --data ../shared/data \
         [--llama3 tokenizer.model] [--llama4 tokenizer.model]
 
-For each vocabulary and language it prints MB/s (10^6 bytes of UTF-8): ours, the original (tiktoken or sentencepiece), Hugging
-Face's tokenizers on our exported tokenizer.json. Texts are passages of about 2,000 characters of the books in the data folder.
-Best of five rounds; the ids are checked to be equal before the clock runs.
+For each vocabulary and language it prints MB/s (10^6 bytes of UTF-8): ours, the original (tiktoken or sentencepiece),
+Hugging Face's tokenizers on our exported tokenizer.json. Texts are passages of about 2,000 characters of the books in
+the data folder. Best of five rounds; the ids are checked to be equal before the clock runs.
 """
 
 from __future__ import annotations

@@ -44,11 +44,11 @@ def test_run_reads_the_prompt_from_a_pipe_and_can_continue_raw_text(default_gguf
 
 
 def test_chat_answers_every_line_of_a_pipe(default_gguf):
-    lines = "What is the capital of France?\n\nAnd of Italy?\n"
+    lines = "What is the capital of Japan?\n\nAnd of Italy?\n"
     done = qafila("chat", default_gguf, "-t", 0, "-n", 24, "--json", stdin=lines)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [a["question"] for a in answers] == ["What is the capital of France?", "And of Italy?"]
-    assert "Paris" in answers[0]["answer"]
+    assert [a["question"] for a in answers] == ["What is the capital of Japan?", "And of Italy?"]
+    assert "Tokyo" in answers[0]["answer"]
     assert "Rome" in answers[1]["answer"]
 
 
@@ -64,35 +64,57 @@ def test_chat_commands_on_a_pipe(default_gguf, tmp_path):
     assert b"never asked" not in done.stdout
 
 
-def read_until(terminal, wanted, seconds=60):
-    seen = b""
-    deadline = time.monotonic() + seconds
-    while wanted not in seen:
-        assert time.monotonic() < deadline, seen
-        if select.select([terminal], [], [], 1)[0]:
-            seen += os.read(terminal, 65536)
-    return seen
+class Terminal:
+    """A program under a pseudo-terminal: what it wrote so far, and a way to wait for more."""
+
+    def __init__(self, *args, **environment):
+        self.side, other = pty.openpty()
+        self.process = subprocess.Popen(
+            [*QAFILA, *args],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        os.close(other)
+        self.seen = b""
+
+    def wait_for(self, wanted, seconds=90):
+        """Everything up to and with ``wanted``, which is then behind us."""
+        deadline = time.monotonic() + seconds
+        while wanted not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self.side], [], [], 1)[0]:
+                self.seen += os.read(self.side, 65536)
+        before, _, self.seen = self.seen.partition(wanted)
+        return before + wanted
+
+    def type(self, line):
+        os.write(self.side, line + b"\n")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.side)
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(default_gguf, tmp_path):
-    terminal, other = pty.openpty()
-    environment = {**os.environ, "QAFILA_HOME": str(tmp_path)}
-    command = [*QAFILA, "chat", str(default_gguf), "-t", "0"]
-    with subprocess.Popen(
-        command, stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
-    ) as process:
-        os.close(other)
-        read_until(terminal, b"> ")
-        os.write(terminal, b"Write a very long story about a caravan.\n")
-        read_until(terminal, b"caravan.")
-        read_until(terminal, b" ")
-        time.sleep(2)
-        process.send_signal(2)
-        read_until(terminal, b"[stopped]")
-        read_until(terminal, b"> ")
-        os.write(terminal, b"/quit\n")
-        assert process.wait(timeout=30) == 0
-    os.close(terminal)
+    with Terminal("chat", default_gguf, "-t", "0", QAFILA_HOME=str(tmp_path)) as terminal:
+        terminal.wait_for(b"/help lists commands")
+        terminal.wait_for(b"> ")
+        terminal.type(b"Write a very long story about a caravan.")
+        terminal.wait_for(b"caravan.\r\n")
+        terminal.wait_for(b" ")
+        terminal.process.send_signal(2)
+        terminal.wait_for(b"[stopped]")
+        terminal.wait_for(b"> ")
+        terminal.type(b"/quit")
+        assert terminal.process.wait(timeout=30) == 0
     assert (tmp_path / "chat_history").stat().st_mode & 0o777 == 0o600
     assert "caravan" in (tmp_path / "chat_history").read_text()
 
@@ -117,8 +139,8 @@ def test_convert_says_what_it_wrote(default_gguf, tmp_path):
     report = json.loads(done.stdout)
     assert report["files"] == ["q.gguf"]
     assert report["bytes"] == (tmp_path / "q.gguf").stat().st_size < 105_000_000
-    answer = qafila("run", tmp_path / "q.gguf", "What is the capital of France?", "-t", 0, "-n", 12)
-    assert "Paris" in answer.stdout.decode()
+    answer = qafila("run", tmp_path / "q.gguf", "What is the capital of Japan?", "-t", 0, "-n", 12)
+    assert "Tokyo" in answer.stdout.decode()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
@@ -25,7 +26,7 @@ from qafila.sampling import SamplingParams
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import CodeLlamaInfill, chat_format, detect_format
 from qafila.text.messages import Message, ToolSchema
-from qafila.text.tokenizer import Tokenizer
+from qafila.text.tokenizer import StreamDecoder, Tokenizer
 from qafila.weights.hub import resolve
 from qafila.weights.load import Checkpoint, open_checkpoint
 
@@ -90,7 +91,8 @@ class Completion:
 class Stream:
     """Pieces of text as they are generated; afterwards ``result`` is the whole completion.
 
-    Closing it (or leaving the loop) stops the generation; ``result`` then holds what there is.
+    `stop` ends the generation early; ``result`` then holds what there is. Another call on the same `Llama` meanwhile
+    does not disturb it.
     """
 
     _pieces: Iterator[str]
@@ -151,9 +153,11 @@ class Llama:
         Raises:
             QafilaError: the model is not there, damaged, or too large for the memory.
         """
+        from qafila.chat.placement import load_model_on
+
         checkpoint = open_checkpoint(resolve(str(source)))
         named = chat_format(format, checkpoint.tokenizer) if format is not None else None
-        return cls(checkpoint, _load_model(checkpoint, device, dtype), named)
+        return cls(checkpoint, load_model_on(checkpoint, device, dtype), named)
 
     @property
     def config(self) -> ModelConfig:
@@ -179,6 +183,8 @@ class Llama:
     @property
     def can_chat(self) -> bool:
         """Whether there is a chat format to talk in; without one, `complete` still works."""
+        if self.checkpoint.chat_template is not None:
+            return True  # one that is damaged is for `chat` to report, not a reason to fall silent about it
         try:
             return self.format is not None
         except ChatError:
@@ -250,7 +256,9 @@ class Llama:
         ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
         if not ids and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id]  # nothing to continue: begin a text
-        run = self._generate(ids, self.checkpoint.generation.stop_ids, (), options)
+        specials = set(self.tokenizer.special_tokens.values())
+        text = self._text_stream(continues=any(i not in specials for i in ids))
+        run = self._generate(ids, self.checkpoint.generation.stop_ids, (), options, text=text)
         return run if stream else run.result
 
     def infill(self, prefix: str, suffix: str, *, spm: bool = False, **options: Unpack[Options]) -> Completion:
@@ -266,19 +274,24 @@ class Llama:
         """
         gap = CodeLlamaInfill(self.tokenizer)
         stops = tuple(dict.fromkeys((*gap.stop_ids, *self.checkpoint.generation.stop_ids)))
-        return self._generate(gap.infill(prefix, suffix, spm=spm), stops, (), options).result
+        ids = gap.infill(prefix, suffix, spm=spm)
+        return self._generate(ids, stops, (), options, text=self._text_stream(continues=True)).result
 
     def logits(self, prompt: str | Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after each token of a text or of token ids: float32 ``[T, V]``, row t predicting token t + 1.
 
         Raises:
-            ContextLengthError: the prompt does not fit the context.
+            ContextLengthError: the prompt does not fit the context. UsageError: an id that is no token.
         """
         import torch
 
         ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
         if not 0 < len(ids) <= self.config.context_length:
             raise ContextLengthError(f"{len(ids)} tokens; the context holds 1 to {self.config.context_length}")
+        rows = self.config.vocab_size + self.config.extra_embeddings
+        wrong = next((i for i in ids if not 0 <= i < rows), None)
+        if wrong is not None:
+            raise UsageError(f"the prompt has token {wrong}, but the model's tokens go from 0 to {rows - 1}")
         with torch.inference_mode():
             result: npt.NDArray[np.float32] = self.model(torch.tensor([ids], device=self.model.device))[0].cpu().numpy()
         return result
@@ -296,6 +309,17 @@ class Llama:
         values = {key: defaults[key] if chosen[key] is None else chosen[key] for key in defaults}
         return SamplingParams(**{key: value for key, value in values.items() if value is not None})  # type: ignore[arg-type]
 
+    def _text_stream(self, *, continues: bool) -> StreamDecoder:
+        """A decoder for an answer; one that ``continues`` a text keeps the space that SentencePiece drops in front.
+
+        Meta's reference does it so for infilling too (``Tokenizer.decode_infilling``): a character goes before.
+        """
+        stream = self.tokenizer.stream()
+        if continues:
+            for token in self.tokenizer.encode_continuation("a"):
+                stream.push(token)
+        return stream
+
     def _generate(
         self,
         prompt_ids: Sequence[int],
@@ -303,6 +327,7 @@ class Llama:
         stop_strings: Sequence[str],
         options: Options,
         parse: Callable[[Sequence[int]], Message] | None = None,
+        text: StreamDecoder | None = None,
     ) -> Stream:
         from qafila.model.generate import generate
 
@@ -314,38 +339,47 @@ class Llama:
         if seed is None:
             seed = secrets.randbits(32)
         run = _Run(tuple(prompt_ids), seed, parse)
-        shared = 0
-        for old, new in zip(self._cached_ids, prompt_ids, strict=False):
-            if old != new:
-                break
-            shared += 1
-        cache = self._cache if self._cache is not None else self.model.new_cache()
-        cache.truncate(min(shared, cache.length))
-        self._cache, self._cached_ids = cache, []
-        tokens = generate(
+        begin = partial(
+            generate,
             self.model,
             prompt_ids,
             params=self._sampling(options),
             max_tokens=options.get("max_tokens"),
             stop_ids=stop_ids,
             stop_strings=(*stop_strings, *((stop,) if isinstance(stop, str) else stop)),
-            text_stream=self.tokenizer.stream(),
+            text_stream=text or self.tokenizer.stream(),
             seed=seed,
-            cache=cache,
         )
+        begin(cache=self.model.new_cache(capacity=1))  # refuses what makes no sense now, not at the first piece
 
         def pieces() -> Iterator[str]:
             run.started = time.perf_counter()
+            cache = self._take_cache(prompt_ids)
             try:
-                for token in tokens:
+                for token in begin(cache=cache):
                     run.take(token)
                     if token.text:
                         yield token.text
             finally:
                 run.ended = time.perf_counter()
-                self._cached_ids = [*run.prompt_ids, *run.ids][: cache.length]
+                self._cache, self._cached_ids = cache, [*run.prompt_ids, *run.ids][: cache.length]
 
         return Stream(pieces(), run.completion)
+
+    def _take_cache(self, prompt_ids: Sequence[int]) -> KVCache:
+        """The KV cache, cut to what it shares with the prompt. It comes back when the stream ends.
+
+        A stream that begins while another is under way gets a fresh one: each owns what it writes to.
+        """
+        cache, cached_ids = self._cache, self._cached_ids
+        self._cache, self._cached_ids = None, []
+        if cache is None:
+            return self.model.new_cache()
+        shared = next((at for at, (a, b) in enumerate(zip(cached_ids, prompt_ids, strict=False)) if a != b), None)
+        if shared is None:
+            shared = min(len(cached_ids), len(prompt_ids))
+        cache.truncate(min(shared, cache.length))
+        return cache
 
 
 @dataclass
@@ -357,7 +391,7 @@ class _Run:
     parse: Callable[[Sequence[int]], Message] | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     finish_reason: FinishReason = "cancelled"
     started: float = 0.0
     first: float = 0.0
@@ -368,14 +402,14 @@ class _Run:
             self.first = time.perf_counter()
         self.ids.append(token.id)
         self.logprobs.append(token.logprob)
-        self.text += token.text
+        self.pieces.append(token.text)
         if token.finish_reason is not None:
             self.finish_reason = "length" if token.finish_reason == "length" else "stop"
 
     def completion(self) -> Completion:
         message = self.parse(self.ids) if self.parse is not None else None
         return Completion(
-            text=self.text,
+            text="".join(self.pieces),
             ids=tuple(self.ids),
             prompt_ids=self.prompt_ids,
             logprobs=tuple(self.logprobs),
@@ -385,26 +419,3 @@ class _Run:
             prompt_seconds=max(0.0, self.first - self.started),
             seconds=max(0.0, self.ended - self.started),
         )
-
-
-def _load_model(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> LlamaModel:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise UsageError("running a model needs torch: pip install 'qafila[gpu]'") from None
-
-    from qafila.model.load import load_model
-
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.split(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r}: torch sees no CUDA device here")
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    if name not in types:
-        raise UsageError(f"dtype {name!r}: choose from {', '.join(types)}")
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"device {device!r}: torch knows no such device") from None
-    return load_model(checkpoint.config, checkpoint.tensors, device=target, dtype=types[name], source=checkpoint.path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,8 @@ import typer
 
 from qafila.cli import options as opt
 from qafila.cli import stdin
-from qafila.errors import ContextLengthError, QafilaError, StorageError
+from qafila.errors import ContextLengthError, QafilaError, UsageError
+from qafila.weights.storage import staging
 
 if TYPE_CHECKING:
     from qafila.chat.llama import Llama, Options
@@ -73,13 +74,8 @@ class Conversation:
             entry: dict[str, Any] = message.to_dict()
             messages.append(entry)
         text = json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+        with staging(path.parent) as stage, stage.open(path.name) as write:
+            write(text.encode())
 
 
 def _say(conversation: Conversation, text: str) -> None:
@@ -96,29 +92,39 @@ def _say(conversation: Conversation, text: str) -> None:
         sys.stdout.flush()
 
 
-def _run_command(conversation: Conversation, line: str) -> bool:
-    """Carry out a line that begins with a slash; False ends the chat."""
+def _file_named(text: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text}: there is no such home folder") from None
+    if not path.name or "\0" in text:
+        raise UsageError(f"/save {text}: is no name of a file")
+    return path
+
+
+def _run_command(conversation: Conversation, line: str, say: Callable[[str], None] = print) -> bool:
+    """Carry out a line that begins with a slash, saying what was done; False ends the chat."""
     word, _, argument = line.partition(" ")
     argument = argument.strip()
     if word in ("/quit", "/exit", "/bye"):
         return False
     if word == "/reset":
         conversation.reset()
-        print("(forgotten)")
+        say("(forgotten)")
     elif word == "/system":
         conversation.system = argument or None
         conversation.reset()
-        print("(system prompt set)" if argument else "(no system prompt)")
+        say("(system prompt set)" if argument else "(no system prompt)")
     elif word == "/save":
         if argument:
-            conversation.save(Path(argument).expanduser())
-            print(f"(saved to {argument})")
+            conversation.save(_file_named(argument))
+            say(f"(saved to {argument})")
         else:
-            print("/save needs a file name")
+            say("/save needs a file name")
     elif word == "/help":
-        print(HELP)
+        say(HELP)
     else:
-        print(f"no command {word}; /help lists them (begin with a space to say it to the model)")
+        say(f"no command {word}; /help lists them (begin with a space to say it to the model)")
     return True
 
 
@@ -168,6 +174,9 @@ def _talk(conversation: Conversation) -> None:
         except EOFError:
             print()
             return
+        except UnicodeDecodeError:
+            print("error: this line is not UTF-8 text; set the terminal to UTF-8", file=sys.stderr)
+            continue
         if not line.strip():
             continue
         try:
@@ -200,8 +209,10 @@ def command(
 ) -> None:
     """Talk with a model. With input on a pipe, each line is a question that is answered in turn."""
     from qafila.chat.llama import Llama
+    from qafila.text.tokenizer import check_text
 
-    interactive = sys.stdin.isatty() and not as_json
+    check_text(system or "")
+    interactive = stdin.is_terminal() and not as_json
     if interactive:
         print(f"loading {model} ...", file=sys.stderr)
     options = opt.generation(
@@ -238,11 +249,14 @@ def _answer_lines(conversation: Conversation, as_json: bool) -> None:
         line = raw.strip()
         if not line:
             continue
-        if line.startswith("/"):
-            if not _run_command(conversation, line):
+        if raw.startswith("/"):
+            # Among JSON answers, what the commands say would be no JSON.
+            if not _run_command(conversation, line, partial(print, file=sys.stderr) if as_json else print):
                 return
         elif as_json:
             text = "".join(conversation.answer(line))
             print(json.dumps({"question": line, "answer": text}, ensure_ascii=False), flush=True)
         else:
-            _say(conversation, line)
+            for piece in conversation.answer(line):
+                print(piece, end="", flush=True)
+            print(flush=True)

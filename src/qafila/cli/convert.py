@@ -33,7 +33,7 @@ def command(
         ),
     ] = None,
     shards: Annotated[int, typer.Option(min=1, max=1024, help="meta: number of model-parallel files.")] = 1,
-    max_shard_size: Annotated[float, typer.Option(min=0.001, help="hf: largest file, in GB.")] = 5.0,
+    max_shard_size: Annotated[float, typer.Option(min=0.001, max=1e6, help="hf: largest file, in GB.")] = 5.0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at DST.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:

@@ -138,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     debug = os.environ.get("QAFILA_DEBUG", "") not in ("", "0")
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter gets a replacement, not a crash.
-        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+        # A letter that a terminal cannot show, or a file name that is no text, gives a replacement, not a crash.
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         status = typer.main.get_command(app).main(args=argv, prog_name="qafila", standalone_mode=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
@@ -35,7 +34,7 @@ def command(
     from qafila.chat.llama import Llama
 
     if prompt is None or prompt == "-":
-        if sys.stdin.isatty():
+        if stdin.is_terminal():
             raise UsageError("no prompt: give one as an argument or on standard input")
         prompt = stdin.whole()
     if raw and system is not None:
@@ -51,6 +50,8 @@ def command(
         seed=seed,
     )
     llama = Llama.load(model, format=format, device=device, dtype=dtype)
+    if system is not None and format is None and not llama.can_chat:
+        raise UsageError("--system needs a chat format, and this model has none; name one with --format")
     if raw or (format is None and not llama.can_chat):
         stream = llama.complete(prompt, stream=True, **options)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from qafila.errors import UsageError
 
@@ -14,7 +15,7 @@ def lines() -> Iterator[str]:
     Raises:
         UsageError: a line is not UTF-8; the message has its number.
     """
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for number, line in enumerate(_stream(), 1):
         yield _decoded(line.removesuffix(b"\n"), f"line {number}")
 
 
@@ -24,7 +25,18 @@ def whole() -> str:
     Raises:
         UsageError: it is not UTF-8.
     """
-    return _decoded(sys.stdin.buffer.read(), "standard input")
+    return _decoded(_stream().read(), "standard input")
+
+
+def is_terminal() -> bool:
+    """Whether a person is typing."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _stream() -> BinaryIO:
+    if sys.stdin is None:  # closed by whoever started the program (`<&-`)
+        raise UsageError("standard input is closed; give the text as an argument or on a pipe")
+    return sys.stdin.buffer
 
 
 def _decoded(data: bytes, where: str) -> str:

@@ -24,7 +24,9 @@ def open_tokenizer(source: str) -> Tokenizer:
     path = Path(source)
     if path.is_file() and path.suffix in (".json", ".model"):
         return load_tokenizer(path)
-    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "params.json")):
+    if any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) and not any(
+        (path / name).is_file() for name in ("config.json", "params.json")
+    ):
         return load_tokenizer(path)
     path = resolve(source)
     if sniff_format(path) == "gguf":
@@ -33,9 +35,10 @@ def open_tokenizer(source: str) -> Tokenizer:
 
 
 def _ids(line: str, number: int, vocab_size: int) -> list[int]:
-    values = [int(word) for word in re.findall(r"\d{1,10}", line)]
-    if re.sub(r"[\d\s,\[\]]", "", line):
+    words = re.split(r"[\s,\[\]]+", line.strip(" \t\r,[]"))
+    if not all(re.fullmatch(r"[0-9]{1,20}", word) for word in words if word):
         raise UsageError(f"line {number}: expected token ids, not {line[:40]!r}")
+    values = [int(word) for word in words if word]
     for value in values:
         if value >= vocab_size:
             raise UsageError(f"line {number}: {value} is not a token id (the vocabulary has {vocab_size})")

@@ -46,7 +46,7 @@ def unspell(token: str) -> bytes | None:
         return None
 
 
-def surely(error: BaseException) -> bool:
+def is_panic(error: BaseException) -> bool:
     """Whether ``error`` is a panic of a Rust library: it is a BaseException, so `except Exception` does not see it."""
     return type(error).__name__ == "PanicException"
 
@@ -65,8 +65,8 @@ class MergeCore:
         try:
             self._encoding = tiktoken.Encoding("qafila", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         except BaseException as error:
-            if isinstance(error, Exception) or surely(error):
-                raise TokenizerError(f"tokenizer: tiktoken does not take this vocabulary: {_line(error)}") from None
+            if isinstance(error, Exception) or is_panic(error):
+                raise TokenizerError(f"tokenizer: tiktoken does not take this vocabulary: {one_line(error)}") from None
             raise
 
     def encode(self, text: str) -> list[int]:
@@ -74,8 +74,8 @@ class MergeCore:
         try:
             return self._encoding.encode_ordinary(text)
         except BaseException as error:
-            if surely(error):
-                raise TokenizerError(f"text: tiktoken cannot cut it into pieces: {_line(error)}") from None
+            if is_panic(error):
+                raise TokenizerError(f"text: tiktoken cannot cut it into pieces: {one_line(error)}") from None
             raise
 
     def unbuildable(self, tokens: Iterable[bytes], stop: bytes) -> set[bytes]:
@@ -87,7 +87,8 @@ class MergeCore:
         return {token for token in tokens if len(single(token + stop)) != 2}
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The first line of a library's message."""
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 

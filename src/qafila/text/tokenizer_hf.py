@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qafila.errors import TokenizerError
-from qafila.text.bpe_core import checked_ids, spell, surely, unspell
+from qafila.text.bpe_core import checked_ids, is_panic, one_line, spell, unspell
 from qafila.text.tokenizer import Roles, StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
+
+T = TypeVar("T")
 
 
 def hf_from_json(document: Mapping[str, object]) -> tokenizers.Tokenizer:
@@ -23,16 +25,23 @@ def hf_from_json(document: Mapping[str, object]) -> tokenizers.Tokenizer:
     """
     import tokenizers
 
-    try:
+    def make() -> tokenizers.Tokenizer:
         made = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", **document}))
         made.no_truncation()
         made.no_padding()
+        return made
+
+    return _ask(make, "tokenizer.json: the tokenizers library does not take it")
+
+
+def _ask(call: Callable[[], T], refusal: str) -> T:
+    """What the library answers; its errors and panics become a `TokenizerError`."""
+    try:
+        return call()
     except BaseException as error:
-        if isinstance(error, Exception) or surely(error):
-            line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise TokenizerError(f"tokenizer.json: the tokenizers library does not take it: {line}") from None
+        if isinstance(error, Exception) or is_panic(error):
+            raise TokenizerError(f"{refusal}: {one_line(error)}") from None
         raise
-    return made
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -74,13 +83,10 @@ class HuggingFaceTokenizer(Tokenizer):
             raise TokenizerError(
                 "tokenizer.json: this vocabulary cannot go on from earlier tokens without a space in front"
             )
-        try:
-            return run.encode(text, add_special_tokens=False).ids
-        except BaseException as error:
-            if isinstance(error, Exception) or surely(error):
-                line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                raise TokenizerError(f"text: the tokenizers library cannot encode it: {line}") from None
-            raise
+        encoded = _ask(
+            lambda: run.encode(text, add_special_tokens=False), "text: the tokenizers library cannot encode it"
+        )
+        return encoded.ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """See `Tokenizer.decode`."""
@@ -88,7 +94,13 @@ class HuggingFaceTokenizer(Tokenizer):
         if self._bytes_decoder:
             hidden = self._control if skip_special else frozenset()
             return b"".join([self._table[i] for i in known if i not in hidden]).decode("utf-8", "replace")
-        return self._asked.decode(list(known), skip_special_tokens=skip_special)
+        return self._show(list(known), skip_special)
+
+    def _show(self, ids: list[int], skip_special: bool) -> str:
+        return _ask(
+            lambda: self._asked.decode(ids, skip_special_tokens=skip_special),
+            "decode: the tokenizers library fails at these ids",
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Tokenizer.token_bytes`."""
@@ -102,7 +114,7 @@ class HuggingFaceTokenizer(Tokenizer):
             if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
                 return bytes.fromhex(text[3:5])
             return text.replace("\u2581", " ").encode()
-        return self._asked.decode([token_id], skip_special_tokens=False).encode()
+        return self._show([token_id], False).encode()
 
     def token_text(self, token_id: int) -> str:
         """See `Tokenizer.token_text`."""

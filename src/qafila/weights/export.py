@@ -7,8 +7,8 @@ is whole, so that nothing half-written is ever seen.
 from __future__ import annotations
 
 import errno
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -110,34 +110,33 @@ def export(
             become F32 where it cannot, which loses nothing.
         shards: Meta only: how many model-parallel files.
         max_shard_bytes: Hugging Face only: the largest file.
-        overwrite: replace what is there.
+        overwrite: replace what is there: a file, or a folder that holds a model and not the source.
         progress: called with each tensor's name and bytes as it is written.
 
     Raises:
-        UsageError: the destination exists, or the format has no such type. StorageError: the disk is full.
+        UsageError: the destination exists, or the format has no such type or option. StorageError: the disk is full.
         UnsupportedError: the format cannot express the model.
     """
     if dtype is not None and dtype not in writable_types(to):
         names = ", ".join(t.name for t in writable_types(to))
         raise UsageError(f"--quant {dtype.name}: {to} takes {names}")
+    if shards != 1 and to != "meta":
+        raise UsageError(f"--shards {shards}: only meta is written in model-parallel files")
+    destination = Path(destination)
     if to == "gguf" and destination.suffix != ".gguf":
         stem = checkpoint.path.resolve().stem if checkpoint.format == "gguf" else checkpoint.path.resolve().name
         destination = destination / f"{stem}{'-' + dtype.name if dtype else ''}.gguf"
-    if destination.exists():
-        if destination.resolve() == checkpoint.path.resolve():
-            raise UsageError(f"{destination}: source and destination are the same")
-        if not overwrite and not (destination.is_dir() and not any(destination.iterdir())):
-            raise UsageError(f"{destination}: already exists; use --force to replace it")
+    _check_destination(destination, checkpoint.path, to, overwrite)
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if to == "gguf":
-            _write_gguf(checkpoint, destination, dtype, progress)
-        else:
-            with _folder(destination) as folder:
-                if to == "hf":
-                    _write_hugging_face(checkpoint, folder, dtype, max_shard_bytes, progress)
-                else:
-                    _write_meta(checkpoint, folder, dtype, shards, progress)
+        with _parents(destination):
+            if to == "gguf":
+                _write_gguf(checkpoint, destination, dtype, progress)
+            else:
+                with _folder(destination) as folder:
+                    if to == "hf":
+                        _write_hugging_face(checkpoint, folder, dtype, max_shard_bytes, progress)
+                    else:
+                        _write_meta(checkpoint, folder, dtype, shards, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"{destination}: the disk is full; nothing was kept") from error
@@ -145,16 +144,61 @@ def export(
     return destination
 
 
+def _check_destination(destination: Path, source: Path, to: CheckpointFormat, overwrite: bool) -> None:
+    """Refuse to write where something is lost that nobody asked to replace."""
+    holder = destination.parent if to == "gguf" else destination
+    try:
+        if holder.is_file() and to == "gguf":
+            raise UsageError(f"{holder}: is a file; name a folder, or a file that ends in .gguf")
+        if not destination.exists():
+            return
+        if destination.samefile(source) if source.exists() else False:
+            raise UsageError(f"{destination}: source and destination are the same")
+        if not destination.is_dir():
+            if not overwrite:
+                raise UsageError(f"{destination}: already exists; use --force to replace it")
+            return
+        if destination.resolve() in source.resolve().parents:
+            raise UsageError(f"{destination}: holds the source, {source}; write to another folder")
+        content = list(destination.iterdir())
+        if content and not overwrite:
+            raise UsageError(f"{destination}: already exists; use --force to replace it")
+        if destination.resolve() == Path.cwd():
+            raise UsageError(f"{destination}: is the current folder, which cannot be replaced; name one inside it")
+        # A slip of the finger must not cost a home folder.
+        known = any((destination / name).is_file() for name in ("config.json", "params.json"))
+        if content and (not known or any(path.is_dir() and not path.is_symlink() for path in content)):
+            raise UsageError(f"{destination}: holds other things than a model, so it is not replaced; name another")
+    except OSError as error:
+        raise StorageError(f"{destination}: cannot be used ({error.strerror or error})") from error
+
+
 @contextmanager
-def _folder(destination: Path) -> Iterator[Path]:
-    """A folder to fill that takes ``destination``'s place when the block ends well and vanishes when it does not."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+def _parents(destination: Path) -> Iterator[None]:
+    """The folders that ``destination`` goes into; those that are made for it go again when the block fails."""
+    made = [path for path in destination.parents if not path.exists()]
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _folder(named: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of ``named`` when the block ends well and vanishes when it does not."""
+    destination = named.resolve()  # behind a symbolic link it is the folder that is replaced, not the link
+    token = secrets.token_hex(8)
+    staging = destination.with_name(f".qafila-{token}.partial")
+    staging.mkdir()
     old: Path | None = None
     try:
         yield staging
-        staging.chmod(0o755)
         if destination.exists():
-            old = staging.with_suffix(".old")
+            old = destination.with_name(f".qafila-{token}.old")
             destination.replace(old)
         staging.replace(destination)
     except BaseException:
@@ -191,7 +235,10 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_bytes(text.encode())
+    except UnicodeEncodeError:
+        raise FormatError(path.name, "cannot be written: the source's text for it is no valid Unicode") from None
 
 
 def _config_of(checkpoint: Checkpoint) -> ModelConfig:
@@ -258,14 +305,15 @@ def _gguf_tokens(checkpoint: Checkpoint, path: Path) -> dict[str, object]:
         raise FormatError(checkpoint.path, f"has no tokenizer, which {path.name} needs; put its files into the folder")
     values = tokenizer.to_gguf()
     generation = checkpoint.generation
-    stops = list(generation.stop_ids)
+    # Some checkpoints pad with, or stop at, ids that they do not have; GGUF readers refuse those.
+    stops = [stop for stop in generation.stop_ids if stop < tokenizer.vocab_size]
     eos = values.get("tokenizer.ggml.eos_token_id")
     if stops and eos not in stops:
         values["tokenizer.ggml.eos_token_id"] = eos = stops[0]
     others = [stop for stop in stops if stop != eos]
     for key, stop in zip(("eot", "eom"), others, strict=False):
         values.setdefault(f"tokenizer.ggml.{key}_token_id", stop)
-    if generation.pad_id is not None:
+    if generation.pad_id is not None and generation.pad_id < tokenizer.vocab_size:
         values["tokenizer.ggml.padding_token_id"] = generation.pad_id
     if checkpoint.chat_template is not None:
         values["tokenizer.chat_template"] = checkpoint.chat_template
@@ -300,8 +348,8 @@ def _typed(value: object) -> GgufValue:
 
 def _write_gguf(checkpoint: Checkpoint, path: Path, dtype: DType | None, progress: Progress) -> None:
     config = _config_of(checkpoint)
-    metadata = gguf_keys(config, path) | dict(checkpoint.details) | {"general.quantization_version": 2}
-    metadata["general.architecture"] = gguf_keys(config, path)["general.architecture"]
+    keys = gguf_keys(config, path)
+    metadata = keys | dict(checkpoint.details) | keys | {"general.quantization_version": 2}
     canonical = {
         name: as_type(tensor, gguf_type(name, tensor.shape, dtype, tensor.dtype))
         for name, tensor in checkpoint.tensors.items()

@@ -8,6 +8,7 @@ cannot be written as GGUF, because llama.cpp would compute something else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from qafila.config import AttentionTemperature, MixtureOfExperts, ModelConfig, RopeScaling
 from qafila.errors import FormatError, UnsupportedError
+from qafila.weights.storage import quoted
 from qafila.weights.tensor import LazyTensor
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -33,20 +35,28 @@ class _Keys:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._value(key, default)
-        if isinstance(value, list | tuple | np.ndarray):  # per-layer arrays: fine when every layer has the same
-            distinct = {int(v) for v in value}
-            if len(distinct) != 1:
+        if isinstance(value, list | tuple):  # per-layer arrays: fine when every layer has the same
+            if not all(type(v) is int for v in value):
+                raise FormatError(self.path, f"{self._name(key)} must be integers, not {shown(value)}")
+            if len(set(value)) != 1:
                 raise UnsupportedError(self.path, f"{self._name(key)} differs from layer to layer")
-            value = distinct.pop()
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise FormatError(self.path, f"{self._name(key)} must be an integer, not {value!r}")
-        return int(value)
+            value = value[0]
+        if type(value) is not int:
+            raise FormatError(self.path, f"{self._name(key)} must be an integer, not {shown(value)}")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise FormatError(self.path, f"{self._name(key)} must be a number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FormatError(self.path, f"{self._name(key)} must be a number, not {shown(value)}")
         return float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A positive number, as the shortest decimal that its float32 stands for."""
+        value = decimal(self.number(key, default))
+        if not 0 < value < math.inf:
+            raise FormatError(self.path, f"{self._name(key)} must be a positive number, not {value!r}")
+        return value
 
     def _name(self, key: str) -> str:
         return f"{self.architecture}.{key}"
@@ -60,7 +70,15 @@ class _Keys:
 
 def decimal(value: float) -> float:
     """The shortest decimal that a float32 stands for: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
+
+
+def shown(value: object) -> str:
+    """A value out of a file as it may stand in a message: escaped, and short however long it is."""
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return quoted(value) if isinstance(value, str) else repr(value)
 
 
 def config_from_gguf(metadata: Mapping[str, object], tensors: Mapping[str, LazyTensor], path: Path) -> ModelConfig:
@@ -77,7 +95,9 @@ def config_from_gguf(metadata: Mapping[str, object], tensors: Mapping[str, LazyT
     """
     architecture = metadata.get("general.architecture")
     if architecture not in ("llama", "llama4"):
-        raise UnsupportedError(path, f"architecture {architecture!r} is not a Llama (expected 'llama' or 'llama4')")
+        raise UnsupportedError(
+            path, f"architecture {shown(architecture)} is not a Llama (expected 'llama' or 'llama4')"
+        )
     keys = _Keys(metadata, path, str(architecture))
     dim, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     if heads <= 0:
@@ -109,9 +129,9 @@ def config_from_gguf(metadata: Mapping[str, object], tensors: Mapping[str, LazyT
         head_dim=head_dim,
         ffn_dim=keys.integer("feed_forward_length"),
         vocab_size=_vocabulary(keys, tensors),
-        norm_eps=decimal(keys.number("attention.layer_norm_rms_epsilon")),
+        norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         context_length=keys.integer("context_length"),
-        rope_theta=decimal(keys.number("rope.freq_base", 10_000.0)),
+        rope_theta=keys.positive("rope.freq_base", 10_000.0),
         rope_scaling=_rope_scaling(keys, tensors, head_dim),
         rope_interleaved=is_4,
         tie_embeddings="output.weight" not in tensors,
@@ -120,7 +140,7 @@ def config_from_gguf(metadata: Mapping[str, object], tensors: Mapping[str, LazyT
         attention_chunk=_CHUNK if is_4 else None,
         qk_norm=is_4 and experts != 128,
         temperature=AttentionTemperature() if is_4 else None,
-        name=str(metadata.get("general.name", "")),
+        name=name if isinstance(name := metadata.get("general.name"), str) else "",
     )
 
 
@@ -144,8 +164,8 @@ def _rope_scaling(keys: _Keys, tensors: Mapping[str, LazyTensor], head_dim: int)
     if kind == "none":
         return None
     if kind != "linear":
-        raise UnsupportedError(keys.path, f"rope scaling {kind!r} is not one a Llama uses")
-    factor = decimal(keys.number("rope.scaling.factor"))
+        raise UnsupportedError(keys.path, f"rope scaling {shown(kind)} is not one a Llama uses")
+    factor = keys.positive("rope.scaling.factor")
     return RopeScaling("linear", factor=factor) if factor != 1 else None
 
 
@@ -154,7 +174,7 @@ def _named_scaling(divisors: npt.NDArray[np.float32], keys: _Keys) -> RopeScalin
         raise FormatError(keys.path, f"{ROPE_FACTORS} has values that are not positive numbers")
     if (divisors == 1).all():
         return None
-    theta = decimal(keys.number("rope.freq_base", 10_000.0))
+    theta = keys.positive("rope.freq_base", 10_000.0)
     for low, high, original in _PUBLISHED_BANDS:
         named = RopeScaling("llama3", float(divisors.max()), low, high, original)
         if np.allclose(rope_divisors(named, theta, 2 * len(divisors)), divisors, rtol=1e-4):

@@ -23,6 +23,7 @@ from qafila.errors import DownloadError, ModelNotFoundError, StorageError, Usage
 from qafila.weights import cache
 from qafila.weights.cache import CachedFile, CachedModel, human_size
 from qafila.weights.progress import Progress, bars, silent
+from qafila.weights.storage import is_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,11 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
         if found is None:
             raise ModelNotFoundError(f"{text} is not in the model cache; `qafila pull {text}` fetches it")
         return found.path
-    path = Path(source).expanduser()
-    if path.exists():
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:
+        raise ModelNotFoundError(f"{text}: there is no such home folder") from None
+    if is_there(path):
         return path
     found_models = cache.find(text)
     names = sorted({model.name for model in found_models})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from qafila.errors import FormatError, ModelNotFoundError, QafilaError
 from qafila.parameters import LM_HEAD
 from qafila.text.tokenizer import Tokenizer
 from qafila.weights.gguf import GgufFile, read_gguf
-from qafila.weights.gguf_config import ROPE_FACTORS, config_from_gguf
+from qafila.weights.gguf_config import ROPE_FACTORS, config_from_gguf, decimal, shown
 from qafila.weights.hf_config import config_from_hf
 from qafila.weights.hf_generation import generation_from_hf
 from qafila.weights.json_object import read_json
@@ -119,6 +119,8 @@ def sniff_format(path: Path) -> CheckpointFormat:
         if path.name in ("config.json", "params.json") or path.suffix in (".safetensors", ".pth"):
             raise FormatError(path, "is one file of a checkpoint; name its folder instead")
         raise FormatError(path, "is not a checkpoint (expected a .gguf file or a folder)")
+    if path.exists():
+        raise FormatError(path, "is neither a regular file nor a folder")
     raise ModelNotFoundError(f"{path}: no such file or folder")
 
 
@@ -171,6 +173,8 @@ def _open_gguf(path: Path) -> Checkpoint:
     config = config_from_gguf(metadata, file.tensors, path)
     tensors = to_canonical(config, gguf_rules(config), file.tensors, path, ignore=lambda name: name == ROPE_FACTORS)
     template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise FormatError(path, f"tokenizer.chat_template must be a text, not {shown(template)}")
     return Checkpoint(
         path=path,
         format="gguf",
@@ -178,7 +182,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         generation=_gguf_generation(metadata, path),
         tensors=tensors,
         load_tokenizer=lambda: _gguf_tokenizer(file),
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=template,
         details={k: v for k, v in metadata.items() if k.startswith("general.") and isinstance(v, str)},
     )
 
@@ -190,29 +194,33 @@ def _gguf_generation(metadata: Mapping[str, object], path: Path) -> GenerationCo
 
     def token(key: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if value is None:
+        if value is None or (type(value) is int and value in (-1, 0xFFFF_FFFF)):  # writers put these for "none"
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens):
-            raise FormatError(path, f"tokenizer.ggml.{key}_token_id is {value!r}, which is not a token")
+        if type(value) is not int or not 0 <= value < len(tokens):
+            raise FormatError(path, f"tokenizer.ggml.{key}_token_id is {shown(value)}, which is not a token")
         return value
 
-    def number(key: str) -> float | None:
+    def number(key: str, least: float, most: float) -> float | None:
         value = metadata.get(f"general.sampling.{key}")
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise FormatError(path, f"general.sampling.{key} must be from {least:g} to {most:g}, not {shown(value)}")
+        return decimal(value)
 
     named = {key: token(key) for key in ("bos", "eos", "eot", "eom", "padding")}
     stops = [named["eos"], named["eot"], named["eom"]]
     stops += [i for i, text in enumerate(tokens) if text in _STOP_NAMES]
-    top_k = number("top_k")
+    top_k = number("top_k", -1, 1 << 24)
     return GenerationConfig(
         bos_id=named["bos"],
         stop_ids=tuple(dict.fromkeys(i for i in stops if i is not None)),
         pad_id=named["padding"],
-        temperature=number("temp"),
-        top_k=int(top_k) if top_k is not None else None,
-        top_p=number("top_p"),
-        min_p=number("min_p"),
-        repetition_penalty=number("penalty_repeat"),
+        temperature=number("temp", 0, 1000),
+        top_k=max(0, int(top_k)) if top_k is not None else None,  # llama.cpp: 0 and less is the whole vocabulary
+        top_p=number("top_p", 1e-6, 1),
+        min_p=number("min_p", 0, 1),
+        repetition_penalty=number("penalty_repeat", 1e-3, 1000),
     )
 
 
@@ -292,6 +300,7 @@ def _open_meta(path: Path) -> Checkpoint:
     meta = read_meta(path)
     config = meta_config(meta.params, meta.tensors, path=path / "params.json")
 
+    @cache  # it is asked for now, for its stop tokens, and again when the model is used
     def tokenizer() -> Tokenizer:
         file = next((f for f in (path / "tokenizer.model", path / "tokenizer.json") if f.is_file()), None)
         if file is None:

@@ -90,6 +90,8 @@ def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _transposed(canonical: str, foreign: str) -> Rule:
     def swap(tensor: LazyTensor) -> LazyTensor:
+        if len(tensor.shape) < 2:
+            raise FormatError(tensor.origin, f"shape {list(tensor.shape)}, expected at least two dimensions")
         return tensor.mapped(transpose_last, _swapped(tensor.shape))
 
     return _one(canonical, foreign, swap, swap)
@@ -147,13 +149,14 @@ def _stacked_rows(canonical: str, foreign: tuple[str, str], rows: int) -> Rule:
 
     def read(group: Group) -> Group:
         first, second = group
+        alike = first.dtype is second.dtype and first.shape[1:] == second.shape[1:]
+        if not alike or not first.shape or not second.shape:
+            raise FormatError(second.origin, f"does not continue {foreign[0]}: another type or width")
         shape = (first.shape[0] + second.shape[0], *first.shape[1:])
 
         def join() -> Tensor:
             return Tensor(first.dtype, shape, np.concatenate([first.read().data, second.read().data]))
 
-        if first.dtype is not second.dtype or first.shape[1:] != second.shape[1:]:
-            raise FormatError(second.origin, f"does not continue {foreign[0]}: another type or width")
         return (LazyTensor(first.dtype, shape, first.origin, join),)
 
     def part(tensor: Tensor, start: int, stop: int) -> Tensor:
