@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from qafila import Llama
-from qafila.errors import ChatError, ContextLengthError, ModelNotFoundError, UsageError
+from qafila.chat import placement
+from qafila.config import GenerationConfig, ModelConfig
+from qafila.errors import ChatError, ContextLengthError, ModelNotFoundError, QafilaError, UsageError
+from qafila.machine import Machine
+from qafila.model.load import load_model
+from qafila.model.random_weights import random_tensors
+from qafila.text.formats import chat_format
 from qafila.text.messages import Message
+from qafila.text.sentencepiece_bpe import SentencePieceBPE
+from qafila.text.sentencepiece_model import CONTROL, Piece, parse_model
+from qafila.weights.load import Checkpoint
 
 QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
@@ -88,11 +101,128 @@ def test_what_is_refused(llama):
         llama.complete([5] * 9000)
     with pytest.raises(ContextLengthError, match="8192"):
         llama.logits([5] * 9000)
+    for ids in ([49152], [-1], [2**70]):
+        with pytest.raises(UsageError, match="0 to 49151"):
+            llama.logits(ids)
     with pytest.raises(ChatError, match="infilling"):
         llama.infill("def f(", "return x")
     with pytest.raises(ModelNotFoundError, match="nothing-here"):
         Llama.load("nothing-here")
-    with pytest.raises(UsageError, match="device"):
-        Llama.load("default", device="warp")
+    for device in ("warp", "meta", "mkldnn", "privateuseone", ""):
+        with pytest.raises(UsageError, match="device"):
+            Llama.load("default", device=device)
     with pytest.raises(UsageError, match="dtype"):
         Llama.load("default", dtype="int3")
+
+
+def test_two_streams_at_once_do_not_disturb_each_other(llama):
+    other = [{"role": "user", "content": "Count from one to ten."}]
+    options = {"temperature": 0, "max_tokens": 12}
+    alone = [llama.chat(messages, **options).text for messages in (QUESTION, other)]
+    streams = [llama.chat(messages, stream=True, **options) for messages in (QUESTION, other)]
+    iterators = [iter(stream) for stream in streams]
+    while any(iterators):
+        for at, iterator in enumerate(iterators):
+            if iterator is not None and next(iterator, None) is None:
+                iterators[at] = None
+    assert [stream.result.text for stream in streams] == alone
+
+
+def test_a_stream_nobody_read_and_a_refused_call_keep_the_cache(llama):
+    llama.chat(QUESTION, temperature=0, max_tokens=4)
+    kept = llama._cached_ids
+    assert len(kept) > 20
+    unread = llama.chat(QUESTION, stream=True, temperature=0, max_tokens=4)
+    with pytest.raises(ContextLengthError):
+        llama.complete([5] * 9000)
+    assert llama._cached_ids is kept
+    assert unread.stop().finish_reason == "cancelled"
+    assert llama._cached_ids is kept
+
+
+def test_a_turn_that_goes_on_reads_only_its_new_tokens(llama, monkeypatch):
+    first = llama.chat(QUESTION, temperature=0, max_tokens=24)
+    read = []
+    forward = llama.model.forward
+    monkeypatch.setattr(llama.model, "forward", lambda ids, *a, **k: read.append(ids.shape[1]) or forward(ids, *a, **k))
+    talk = [Message.from_dict(QUESTION[0]), first.message, Message("user", "And of Egypt?")]
+    second = llama.chat(talk, temperature=0, max_tokens=2)
+    # The last token of an answer is chosen but not yet read.
+    assert read[0] == len(second.prompt_ids) - len(first.prompt_ids) - len(first.ids) + 1
+
+
+def test_a_model_larger_than_the_memory_is_refused(llama, monkeypatch):
+    monkeypatch.setattr(placement, "this_machine", lambda: Machine(10**8, 10**8, "physical memory"))
+    with pytest.raises(QafilaError, match=r"0\.5 GB as float32 and there are 0\.1 GB"):
+        placement.load_model_on(llama.checkpoint, "cpu", None)
+
+
+INFILL = [f"▁<{name}>" for name in ("PRE", "MID", "SUF", "EOT")]
+
+
+@pytest.fixture(scope="module")
+def code_llama(shared_data):
+    """A tiny random model under Llama 2's vocabulary and Code Llama's 16 infilling pieces."""
+    model = parse_model((shared_data / "models" / "llama2_tokenizer.model").read_bytes())
+    pieces = [*model.pieces, *(Piece(name, 0.0, CONTROL) for name in INFILL)]
+    pieces += [Piece(f"▁<reserved{i}>", 0.0, CONTROL) for i in range(12)]
+    tokenizer = SentencePieceBPE.from_model(replace(model, pieces=tuple(pieces)))
+    config = ModelConfig(
+        dim=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, ffn_dim=32, vocab_size=32016, context_length=128
+    )
+    checkpoint = Checkpoint(
+        path=Path("tiny"),
+        format="hf",
+        config=config,
+        generation=GenerationConfig(bos_id=1, stop_ids=(2,)),
+        tensors={},
+        load_tokenizer=lambda: tokenizer,
+    )
+    return Llama(checkpoint, load_model(config, random_tensors(config, 0)))
+
+
+def choosing(llama, ids):
+    """Make the model choose these ids, one after the other."""
+    wanted = iter(ids)
+
+    def forward(ids_BT, *args, cache, **options):
+        cache.advance(torch.arange(cache.length, cache.length + ids_BT.shape[1]))
+        logits = torch.zeros(1, 1, llama.config.vocab_size)
+        logits[..., next(wanted)] = 1
+        return logits
+
+    return forward
+
+
+@pytest.mark.parametrize("spm", [False, True])
+def test_infill(code_llama, spm, monkeypatch):
+    prefix, suffix = "def add(a, b):\n    return", "\n\nprint(add(1, 2))"
+    bos, pre, mid, suf, eot = 1, 32000, 32001, 32002, 32003
+    encode, go_on = code_llama.tokenizer.encode, code_llama.tokenizer.encode_continuation
+    answer = [*encode("a + b"), eot]
+    monkeypatch.setattr(code_llama.model, "forward", choosing(code_llama, answer))
+    done = code_llama.infill(prefix, suffix, spm=spm, temperature=0)
+    if spm:
+        assert list(done.prompt_ids) == [bos, pre, suf, *go_on(suffix), mid, *encode(prefix)]
+    else:
+        assert list(done.prompt_ids) == [bos, pre, *encode(prefix), suf, *go_on(suffix), mid]
+    assert list(done.ids) == answer
+    assert done.finish_reason == "stop"
+    # Between the two texts the space counts: Meta's decode_infilling keeps it.
+    assert done.text == " a + b"
+
+
+def test_infill_with_a_model_that_computes(code_llama):
+    done = code_llama.infill("def f(", "return x", temperature=0, max_tokens=5)
+    assert 1 <= len(done.ids) <= 5
+    assert done.ids == code_llama.infill("def f(", "return x", temperature=0, max_tokens=5).ids
+
+
+def test_a_completion_goes_on_where_the_prompt_ends(code_llama, monkeypatch):
+    tokens = code_llama.tokenizer.encode("Paris is")
+    monkeypatch.setattr(code_llama.model, "forward", choosing(code_llama, [*tokens, 2] * 3))
+    assert code_llama.complete("The capital:", temperature=0).text == " Paris is"
+    assert code_llama.complete("", temperature=0).text == "Paris is"
+    # A chat's answer begins a text of its own.
+    chat = Llama(code_llama.checkpoint, code_llama.model, chat_format("llama-2", code_llama.tokenizer))
+    assert chat.chat(QUESTION, temperature=0).text == "Paris is"

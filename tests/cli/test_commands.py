@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -11,6 +12,13 @@ import sys
 import time
 
 import pytest
+
+from qafila.chat.llama import Completion, Llama, Stream
+from qafila.cli import chat
+from qafila.cli.main import main
+from qafila.errors import QafilaError
+from qafila.text.messages import Message
+from qafila.weights.load import gguf_tokenizer
 
 QAFILA = [sys.executable, "-m", "qafila"]
 
@@ -172,3 +180,113 @@ def test_input_that_is_not_text(default_gguf):
     )
     assert done.returncode == 2
     assert b"line 2: not UTF-8" in done.stderr
+
+
+class FakeLlama:
+    """Answers with the question in capitals: for what is around the model."""
+
+    def __init__(self):
+        self.asked = []
+
+    def chat(self, messages, *, stream, **options):
+        self.asked.append(messages[-1].text)
+        ids = (1, 2)
+        message = Message("assistant", messages[-1].text.upper(), ids=ids)
+        done = Completion(text=message.text, ids=ids, prompt_ids=(0,), logprobs=(0.0, 0.0), finish_reason="stop",
+                          seed=0, message=message)  # fmt: skip
+        return Stream(iter([message.text]), lambda: done)
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Standard input, as bytes (or closed, with None), for a command called in this process."""
+
+    def type_in(data):
+        wrapped = None if data is None else io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", wrapped)
+
+    return type_in
+
+
+def test_a_space_says_a_slash_to_the_model(typed, capsys):
+    typed(b" /help me\n/nonsense\n")
+    llama = FakeLlama()
+    chat._answer_lines(chat.Conversation(llama, None, {}), as_json=False)
+    assert llama.asked == ["/help me"]
+    assert "no command /nonsense" in capsys.readouterr().out
+
+
+def test_among_json_answers_is_nothing_else(typed, capsys):
+    typed(b"/reset\nhello\n/nonsense\n/help\n")
+    chat._answer_lines(chat.Conversation(FakeLlama(), None, {}), as_json=True)
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"question": "hello", "answer": "HELLO"}
+    assert "forgotten" in said.err
+
+
+@pytest.mark.parametrize("name", [".", "/", "..", "~no-such-user/x", "a\0b", "{tmp}", "{tmp}/none/x", "n" * 300])
+def test_save_refuses_what_is_no_file(name, tmp_path):
+    conversation = chat.Conversation(FakeLlama(), "Be brief.", {})
+    with pytest.raises(QafilaError):
+        chat._run_command(conversation, f"/save {name.replace('{tmp}', str(tmp_path))}")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_line_of_the_terminal_that_is_no_text_is_not_the_end(monkeypatch, capsys):
+    def broken():
+        b"\xff".decode()
+
+    lines = iter([broken, lambda: "hello", lambda: "/quit"])
+    monkeypatch.setattr(chat, "_read_line", lambda: next(lines)())
+    llama = FakeLlama()
+    chat._talk(chat.Conversation(llama, None, {}))
+    assert llama.asked == ["hello"]
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (("tokenize", "{gguf}"), "standard input is closed"),
+        (("run", "{gguf}"), "standard input is closed"),
+        (("run", "~no-such-user/x", "hi"), "home folder"),
+        (("run", "n" * 5000, "hi"), "too long"),
+        (("run", "/dev/null", "hi"), "neither a regular file nor a folder"),
+        (("tokenize", "{gguf}", "٣", "--decode"), "expected token ids"),
+        (("tokenize", "{gguf}", "1" * 30, "--decode"), "expected token ids"),
+        (("tokenize", "{gguf}", "12345678901", "--decode"), "12345678901 is not a token id"),
+        (("chat", "{gguf}", "--system", "\udcff"), "half a surrogate pair"),
+        (("convert", "{gguf}", "{tmp}/x", "--to", "hf", "--max-shard-size", "inf"), "max-shard-size"),
+        (("convert", "{gguf}", "{tmp}/x", "--to", "hf", "--shards", "2"), "--shards"),
+        (("run", "{gguf}", "hi", "--system", "x"), "--system needs a chat format"),
+    ],
+)
+def test_bad_input_without_a_process_of_its_own(args, wanted, default_gguf, tmp_path, typed, capsys, monkeypatch):
+    typed(None)
+    monkeypatch.setattr(Llama, "can_chat", False)
+    named = {"{gguf}": str(default_gguf), "{tmp}": str(tmp_path)}
+    filled = []
+    for arg in args:
+        for name, value in named.items():
+            arg = arg.replace(name, value)
+        filled.append(arg)
+    assert main(filled) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert wanted in said.err.lower()
+    assert not any(tmp_path.iterdir())
+
+
+def test_tokenize_opens_a_folder_with_a_gguf(default_gguf, tmp_path, capsys):
+    (tmp_path / "m.gguf").symlink_to(default_gguf)
+    assert main(["tokenize", str(tmp_path), "Hello", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == gguf_tokenizer(default_gguf).encode("Hello")
+
+
+def test_a_file_name_that_is_no_text(default_gguf, tmp_path):
+    (tmp_path / "m\udcff.gguf").symlink_to(default_gguf)
+    done = subprocess.run([*QAFILA, "info", "m\udcff.gguf"], capture_output=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"m?.gguf" in done.stdout

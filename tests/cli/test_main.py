@@ -115,7 +115,7 @@ def test_no_command_shows_the_help() -> None:
         (QafilaError("plain"), "error: plain"),
         (FormatError("x.gguf", "bad\nmagic \x1b[31m\x07"), "error: x.gguf: bad magic \\x1b[31m\\x07"),
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), "error: out/x: no space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "error: /root/x: permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/secret/x"), "error: /secret/x: permission denied"),
         (MemoryError(), "error: not enough memory; `qafila info MODEL` says what a model needs"),
     ],
 )

@@ -14,7 +14,7 @@ import transformers
 from gguf import GGUFReader
 
 from qafila.config import AttentionTemperature, GenerationConfig, MixtureOfExperts, ModelConfig, RopeScaling
-from qafila.errors import StorageError, UnsupportedError, UsageError
+from qafila.errors import FormatError, StorageError, UnsupportedError, UsageError
 from qafila.model.load import load_model
 from qafila.parameters import parameter_shapes
 from qafila.quant.dtypes import DType
@@ -148,9 +148,77 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tokenizer, tmp_pat
     (tmp_path / "full" / "file").write_text("kept")
     with pytest.raises(UsageError, match="already exists"):
         export(source, tmp_path / "full", "hf")
+    (tmp_path / "full" / "params.json").write_text("{}")
     export(source, tmp_path / "full", "hf", overwrite=True)
     assert not (tmp_path / "full" / "file").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
+    with pytest.raises(UsageError, match="--shards 2"):
+        export(source, tmp_path / "x", "hf", shards=2)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UsageError, match="is a file"):
+        export(source, tmp_path / "file", "gguf", overwrite=True)
+
+
+def test_force_replaces_models_and_nothing_else(tokenizer, tmp_path, monkeypatch):
+    source = checkpoint_of(DENSE, tokenizer)
+    home = tmp_path / "home"
+    (home / "photos").mkdir(parents=True)
+    (home / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match="other things than a model"):
+        export(source, home, "hf", overwrite=True)
+    (home / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="other things than a model"):
+        export(source, home, "hf", overwrite=True)
+    assert (home / "letter.txt").read_text() == "dear"
+    held = tmp_path / "models"
+    stored = export(source, held / "m.gguf", "gguf", dtype=DType.Q8_0)
+    for to in ("hf", "meta"):
+        with pytest.raises(UsageError, match="holds the source"):
+            export(open_checkpoint(stored), held, to, overwrite=True)
+    with pytest.raises(UsageError, match="the same"):
+        export(open_checkpoint(stored), stored, "gguf", overwrite=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="current folder"):
+        export(source, Path(), "hf")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "home", "models"]
+
+
+def test_a_symbolic_link_stays_and_its_folder_is_replaced(tokenizer, tmp_path):
+    source = checkpoint_of(DENSE, tokenizer)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("later")
+    for name in ("link", "link", "dangling"):
+        written = export(source, tmp_path / name, "hf", overwrite=True)
+        assert written == tmp_path / name
+        assert written.is_symlink()
+        assert_same_weights(source, open_checkpoint(written))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "later", "link", "real"]
+
+
+def test_folders_made_for_an_export_that_fails_go_again(tokenizer, tmp_path):
+    config = DENSE.with_changes(cross_attention_layers=(1,), extra_embeddings=8, tie_embeddings=False)
+    with pytest.raises(UnsupportedError):
+        export(checkpoint_of(config, tokenizer), tmp_path / "a" / "b", "gguf")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_template_that_is_no_text_leaves_nothing_behind(tokenizer, tmp_path):
+    source = replace(checkpoint_of(DENSE, tokenizer), chat_template="\udcff")
+    for to in ("hf", "meta"):
+        with pytest.raises(FormatError, match="chat_template"):
+            export(source, tmp_path / "out", to)
+    assert not any(tmp_path.iterdir())
+
+
+def test_ids_beyond_the_vocabulary_do_not_make_a_gguf_that_nobody_opens(tokenizer, tmp_path):
+    source = replace(
+        checkpoint_of(DENSE, tokenizer), generation=GenerationConfig(bos_id=1, stop_ids=(60_000, 2), pad_id=49152)
+    )
+    again = open_checkpoint(export(source, tmp_path / "m.gguf", "gguf", dtype=DType.Q8_0))
+    assert 2 in again.generation.stop_ids
+    assert again.generation.pad_id != 49152
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "meta"])

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from math import prod
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
-from qafila.errors import ConfigError, FormatError, ModelNotFoundError
+from qafila.config import ModelConfig
+from qafila.errors import ConfigError, FormatError, ModelNotFoundError, QafilaError
 from qafila.model.load import load_model
+from qafila.parameters import parameter_shapes
+from qafila.quant.dtypes import DType
+from qafila.sampling import SamplingParams
+from qafila.weights.export import export
+from qafila.weights.gguf import GgufType, GgufValue
+from qafila.weights.gguf_writer import write_gguf
 from qafila.weights.load import hugging_face_template, open_checkpoint
+from qafila.weights.names import from_canonical, gguf_rules
+from qafila.weights.tensor import LazyTensor, Tensor
 
 SMALL = {
     "vocab_size": 128,
@@ -168,3 +179,111 @@ def test_a_truncated_default_model_is_refused(default_gguf, tmp_path):
         target.write(source.read(20_000_000))
     with pytest.raises(FormatError, match=r"short\.gguf"):
         open_checkpoint(short)
+
+
+@pytest.fixture(scope="module")
+def small_gguf(tmp_path_factory):
+    """A whole GGUF model of a few kilobytes: its metadata and its tensors."""
+    parts = [*(f"<0x{byte:02X}>" for byte in range(256)), "a"]
+    keys = {
+        "general.architecture": GgufValue.string("llama"),
+        "general.name": GgufValue.string("small"),
+        "llama.block_count": GgufValue.uint32(1),
+        "llama.context_length": GgufValue.uint32(64),
+        "llama.embedding_length": GgufValue.uint32(8),
+        "llama.feed_forward_length": GgufValue.uint32(16),
+        "llama.attention.head_count": GgufValue.uint32(2),
+        "llama.attention.head_count_kv": GgufValue.uint32(1),
+        "llama.attention.layer_norm_rms_epsilon": GgufValue.float32(1e-5),
+        "llama.rope.freq_base": GgufValue.float32(10_000.0),
+        "tokenizer.ggml.model": GgufValue.string("llama"),
+        "tokenizer.ggml.tokens": GgufValue.strings(["<unk>", "<s>", "</s>", *parts]),
+        "tokenizer.ggml.scores": GgufValue.float32s([0.0] * 260),
+        "tokenizer.ggml.token_type": GgufValue.int32s([2, 3, 3, *[6] * 256, 1]),
+        "tokenizer.ggml.bos_token_id": GgufValue.uint32(1),
+        "tokenizer.ggml.eos_token_id": GgufValue.uint32(2),
+        "tokenizer.chat_template": GgufValue.string("{{ messages[0]['content'] }}"),
+    }
+    config = ModelConfig(
+        dim=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, ffn_dim=16, vocab_size=260, tie_embeddings=True
+    )
+    shapes = {name: Tensor(DType.F32, shape, np.zeros(4 * prod(shape), np.uint8)) for name, shape in
+              parameter_shapes(config).items()}  # fmt: skip
+    tensors = from_canonical(gguf_rules(config), {name: LazyTensor.of(tensor) for name, tensor in shapes.items()})
+    return keys, tensors
+
+
+def opened(small_gguf, folder, **changes):
+    keys, tensors = small_gguf
+    write_gguf(folder / "m.gguf", keys | {key.replace("__", "."): value for key, value in changes.items()}, tensors)
+    return open_checkpoint(folder / "m.gguf")
+
+
+ODD_VALUES = (
+    GgufValue.string("z" * 100_000),
+    GgufValue.string("\udcff"),
+    GgufValue.boolean(True),
+    GgufValue.uint32(0),
+    GgufValue(GgufType.INT64, -1),
+    GgufValue(GgufType.UINT64, 2**64 - 1),
+    GgufValue.float32(float("nan")),
+    GgufValue(GgufType.FLOAT64, 1e300),
+    GgufValue.strings(["a", "\udcff"]),
+    GgufValue.strings([]),
+    GgufValue.int32s([7] * 260),
+    GgufValue.float32s([float("nan")] * 260),
+)
+
+
+def test_metadata_of_the_wrong_kind_is_one_line_or_does_no_harm(small_gguf, tmp_path):
+    assert opened(small_gguf, tmp_path).tokenizer.vocab_size == 260
+    refused = []
+    extra = [f"general.sampling.{key}" for key in ("temp", "top_k", "top_p", "min_p", "penalty_repeat")]
+    extra += ["llama.rope.scaling.type", "llama.rope.scaling.factor", "tokenizer.ggml.pre", "llama.expert_count"]
+    for key in [*small_gguf[0], *extra]:
+        for value in ODD_VALUES:
+            try:
+                checkpoint = opened(small_gguf, tmp_path, **{key: value})
+                assert checkpoint.tokenizer.vocab_size > 0
+                SamplingParams(
+                    temperature=checkpoint.generation.temperature or 0, top_k=checkpoint.generation.top_k or 0
+                )
+            except QafilaError as error:
+                refused.append(str(error))
+    assert len(refused) > 100
+    assert max(map(len, refused)) < 600
+    assert not any("\n" in line for line in refused)
+
+
+def test_gguf_values_that_name_no_token(small_gguf, tmp_path):
+    none = opened(small_gguf, tmp_path, tokenizer__ggml__padding_token_id=GgufValue(GgufType.INT32, -1))
+    assert none.generation.pad_id is None
+    none = opened(small_gguf, tmp_path, tokenizer__ggml__padding_token_id=GgufValue.uint32(2**32 - 1))
+    assert none.generation.pad_id is None
+    with pytest.raises(FormatError, match="padding_token_id is 260"):
+        opened(small_gguf, tmp_path, tokenizer__ggml__padding_token_id=GgufValue.uint32(260))
+
+
+def test_gguf_sampling_defaults(small_gguf, tmp_path):
+    stated = {
+        "general__sampling__temp": GgufValue.float32(0.6),
+        "general__sampling__top_k": GgufValue(GgufType.INT32, -1),
+        "general__sampling__top_p": GgufValue.float32(0.9),
+    }
+    generation = opened(small_gguf, tmp_path, **stated).generation
+    assert (generation.temperature, generation.top_k, generation.top_p) == (0.6, 0, 0.9)
+    with pytest.raises(FormatError, match=r"general\.sampling\.top_p"):
+        opened(small_gguf, tmp_path, general__sampling__top_p=GgufValue.float32(7))
+    with pytest.raises(FormatError, match="chat_template must be a text"):
+        opened(small_gguf, tmp_path, tokenizer__chat_template=GgufValue.uint32(7))
+
+
+def test_a_meta_tokenizer_is_read_once(default_gguf, tmp_path, monkeypatch):
+    from qafila.weights import load
+
+    export(open_checkpoint(default_gguf), tmp_path / "meta", "meta", dtype=DType.F16)
+    calls = []
+    read = load._folder_tokenizer
+    monkeypatch.setattr(load, "_folder_tokenizer", lambda path: calls.append(path) or read(path))
+    assert open_checkpoint(tmp_path / "meta").tokenizer.vocab_size == 49152
+    assert len(calls) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qafila.config import AttentionTemperature, MixtureOfExperts, ModelConfig
-from qafila.errors import FormatError
+from qafila.errors import FormatError, UnsupportedError
 from qafila.parameters import parameter_shapes
 from qafila.quant.dtypes import DType
 from qafila.weights.names import from_canonical, gguf_rules, hugging_face_rules, meta_rules, to_canonical
@@ -126,3 +126,30 @@ def test_a_missing_an_extra_and_a_misshapen_tensor_are_named():
     wrong = {**foreign, "blk.0.attn_q.weight": foreign["blk.0.attn_k.weight"]}
     with pytest.raises(FormatError, match=r"'blk\.0\.attn_q\.weight' has shape \[16, 32\]"):
         to_canonical(DENSE, gguf_rules(DENSE), wrong, "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("config", "rules", "name"),
+    [
+        (MIXTURE, hugging_face_rules, "model.layers.1.feed_forward.experts.down_proj"),
+        (MIXTURE, hugging_face_rules, "model.layers.1.feed_forward.experts.gate_up_proj"),
+        (MIXTURE, meta_rules, "layers.1.feed_forward.router_DE"),
+        (VISION, meta_rules, "text_model.learnable_embedding.weight"),
+        (VISION, meta_rules, "text_model.tok_embeddings.weight"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (3,), (5, 0)])
+def test_a_tensor_of_too_few_dimensions_is_refused(config, rules, name, shape):
+    foreign = from_canonical(rules(config), random_tensors(config))
+    assert name in foreign
+    data = np.zeros(DType.F16.nbytes(shape), dtype=np.uint8)
+    foreign[name] = LazyTensor.of(Tensor(DType.F16, shape, data))
+    with pytest.raises(FormatError):
+        to_canonical(config, rules(config), foreign, "memory")
+
+
+def test_whole_numbers_are_no_weights():
+    foreign = from_canonical(gguf_rules(DENSE), random_tensors(DENSE))
+    foreign["blk.0.attn_q.weight"] = LazyTensor.of(Tensor(DType.I8, (32, 32), np.zeros(1024, dtype=np.uint8)))
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_q\.weight' is I8"):
+        to_canonical(DENSE, gguf_rules(DENSE), foreign, "memory")

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qafila.cli import options as opt
 from qafila.cli import stdin
 from qafila.errors import ContextLengthError, QafilaError, UsageError
-from qafila.weights.storage import staging
 
 if TYPE_CHECKING:
     from qafila.chat.llama import Llama, Options
@@ -69,10 +68,9 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON, whole or not at all."""
-        messages = []
-        for message in self.messages:
-            entry: dict[str, Any] = message.to_dict()
-            messages.append(entry)
+        from qafila.weights.storage import staging
+
+        messages = [message.to_dict() for message in self.messages]
         text = json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n"
         with staging(path.parent) as stage, stage.open(path.name) as write:
             write(text.encode())

@@ -11,7 +11,7 @@ from jinja2.visitor import NodeTransformer
 class Guard(NodeTransformer):
     """Rewrites a parsed template so that loops, literals, comparisons and joins pass through the guards."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
+    def visit_For(self, node: nodes.For) -> nodes.For:
         """Loops pay for every item by the size of their body: its literal text and the nodes to evaluate."""
         literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         cost = 4 + literal // 16 + sum(1 for _ in node.find_all(nodes.Expr)) // 2
@@ -19,7 +19,7 @@ class Guard(NodeTransformer):
         node.iter = self._call("guard_loop", node.iter, nodes.Const(cost))
         return node
 
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
         """Both sides of a comparison are walked by it."""
         self.generic_visit(node)
         node.expr = self._guard(node.expr)
@@ -27,23 +27,23 @@ class Guard(NodeTransformer):
             operand.expr = self._guard(operand.expr)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:
         """What ``~`` joins is copied."""
         self.generic_visit(node)
         node.nodes = [self._guard(child) for child in node.nodes]
         return node
 
-    def visit_List(self, node: nodes.List) -> nodes.Expr:  # noqa: N802
+    def visit_List(self, node: nodes.List) -> nodes.Expr:
         """A literal may hold large values many times."""
         self.generic_visit(node)
         return self._guard(node)
 
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
         """As a list, unless it is what a ``for`` or ``set`` assigns to."""
         self.generic_visit(node)
         return self._guard(node) if node.ctx == "load" else node
 
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:  # noqa: N802
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
         """As a list."""
         self.generic_visit(node)
         return self._guard(node)

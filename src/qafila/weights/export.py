@@ -152,19 +152,19 @@ def _check_destination(destination: Path, source: Path, to: CheckpointFormat, ov
             raise UsageError(f"{holder}: is a file; name a folder, or a file that ends in .gguf")
         if not destination.exists():
             return
-        if destination.samefile(source) if source.exists() else False:
+        if source.exists() and destination.samefile(source):
             raise UsageError(f"{destination}: source and destination are the same")
         if not destination.is_dir():
             if not overwrite:
                 raise UsageError(f"{destination}: already exists; use --force to replace it")
             return
+        if destination.resolve() == Path.cwd():
+            raise UsageError(f"{destination}: is the current folder, which cannot be replaced; name one inside it")
         if destination.resolve() in source.resolve().parents:
             raise UsageError(f"{destination}: holds the source, {source}; write to another folder")
         content = list(destination.iterdir())
         if content and not overwrite:
             raise UsageError(f"{destination}: already exists; use --force to replace it")
-        if destination.resolve() == Path.cwd():
-            raise UsageError(f"{destination}: is the current folder, which cannot be replaced; name one inside it")
         # A slip of the finger must not cost a home folder.
         known = any((destination / name).is_file() for name in ("config.json", "params.json"))
         if content and (not known or any(path.is_dir() and not path.is_symlink() for path in content)):

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qafila.config import ModelConfig
-from qafila.errors import FormatError
+from qafila.errors import FormatError, UnsupportedError
 from qafila.parameters import EMBEDDING, FINAL_NORM, LM_HEAD, parameter_shapes
 from qafila.weights.tensor import LazyTensor, Tensor
 
@@ -311,7 +311,8 @@ def to_canonical(
         ignore: foreign names that may be there and are not weights of this model.
 
     Raises:
-        FormatError: a tensor is missing, is not known, or has another shape.
+        FormatError: a tensor is missing, is not known, or has another shape. UnsupportedError: it holds no weights
+        but whole numbers.
     """
     shapes = parameter_shapes(config)
     found: dict[str, LazyTensor] = {}
@@ -328,6 +329,10 @@ def to_canonical(
                     source,
                     f"tensor {rule.foreign[0]!r} has shape {list(group[0].shape)}, "
                     f"which does not fit {name} {list(shapes[name])}",
+                )
+            if not (value.dtype.floating or value.dtype.quantised):
+                raise UnsupportedError(
+                    source, f"tensor {rule.foreign[0]!r} is {value.dtype.name}, which is no type of weights"
                 )
             found[name] = value
     unknown = [name for name in tensors if name not in used and not ignore(name)]
