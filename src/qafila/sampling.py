@@ -52,7 +52,7 @@ class SamplingParams:
         _check("temperature", self.temperature, lambda v: v >= 0, "0 or more")
         _check("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
         _check("min_p", self.min_p, lambda v: 0 <= v <= 1, "between 0 and 1")
-        _check("repetition_penalty", self.repetition_penalty, lambda v: v > 0, "above 0")
+        _check("repetition_penalty", self.repetition_penalty, lambda v: 1e-3 <= v <= 1e3, "between 0.001 and 1000")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
             raise UsageError(f"top_k must be a whole number, 0 or more, not {self.top_k!r}")
 

@@ -83,6 +83,12 @@ def test_completion_and_stop_strings(llama):
     assert "8" not in cut.text
 
 
+def test_a_stop_string_is_neither_in_the_text_nor_in_the_message(llama):
+    answer = llama.chat(QUESTION, temperature=0, max_tokens=24, stop=" Tokyo")
+    assert answer.text == answer.message.text == "The capital of Japan is"
+    assert answer.message.ids == answer.ids
+
+
 def test_logits(llama):
     logits = llama.logits("The capital of France is")
     assert logits.dtype == np.float32

@@ -548,7 +548,7 @@ def test_generation_is_read_by_transformers(tmp_path: Path) -> None:
         ({"eos_token_id": [1, "2"]}, "eos_token_id must hold integers"),
         ({"eos_token_id": -5}, "eos_token_id must be an integer"),
         ({"do_sample": "yes"}, "do_sample must be true or false"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be positive"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be between"),
     ],
 )
 def test_generation_refuses(raw: dict[str, Any], message: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
+from qafila.chat.completion import Completion, Run, Stream
 from qafila.config import ModelConfig
 from qafila.errors import ChatError, ContextLengthError, UsageError
 from qafila.sampling import SamplingParams
@@ -32,10 +32,7 @@ from qafila.weights.load import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from qafila.model.cache import KVCache
-    from qafila.model.generate import GeneratedToken
     from qafila.model.llama import LlamaModel
-
-FinishReason = Literal["stop", "length", "cancelled"]
 
 # Llama 2's reference chat (facebookresearch/llama, example_chat_completion.py); used where a checkpoint states nothing.
 DEFAULT_TEMPERATURE = 0.6
@@ -57,66 +54,6 @@ class Options(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What one generation gave.
-
-    Attributes:
-        text: the answer, without stop tokens and stop strings.
-        ids: its token ids, the stop token included where there was one.
-        prompt_ids: the ids the model was given.
-        logprobs: log-probability (natural) of each id under the model.
-        finish_reason: ``stop`` (a stop token or string), ``length`` (``max_tokens`` or the context ran out) or
-            ``cancelled`` (the stream was stopped).
-        seed: what the random numbers came from; the same seed gives the same answer.
-        message: the answer as a message, tool calls parsed; only from `Llama.chat`. It keeps its ids, so that the next
-            turn begins with exactly the tokens of this one.
-        prompt_seconds: time until the first token. seconds: time in all.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    prompt_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    seed: int
-    message: Message | None = None
-    prompt_seconds: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass
-class Stream:
-    """Pieces of text as they are generated; afterwards ``result`` is the whole completion.
-
-    `stop` ends the generation early; ``result`` then holds what there is. Another call on the same `Llama` meanwhile
-    does not disturb it.
-    """
-
-    _pieces: Iterator[str]
-    _finish: Callable[[], Completion]
-    _result: Completion | None = field(default=None, init=False)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    @property
-    def result(self) -> Completion:
-        """The completion so far; asks for the rest first when nothing stopped the stream."""
-        for _ in self._pieces:
-            pass
-        if self._result is None:
-            self._result = self._finish()
-        return self._result
-
-    def stop(self) -> Completion:
-        """Stop generating and give what there is."""
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
-        return self.result
 
 
 class Llama:
@@ -338,7 +275,7 @@ class Llama:
         seed = options.get("seed")
         if seed is None:
             seed = secrets.randbits(32)
-        run = _Run(tuple(prompt_ids), seed, parse)
+        run = Run(tuple(prompt_ids), seed, parse)
         begin = partial(
             generate,
             self.model,
@@ -380,42 +317,3 @@ class Llama:
             shared = min(len(cached_ids), len(prompt_ids))
         cache.truncate(min(shared, cache.length))
         return cache
-
-
-@dataclass
-class _Run:
-    """What one generation has given so far."""
-
-    prompt_ids: tuple[int, ...]
-    seed: int
-    parse: Callable[[Sequence[int]], Message] | None
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    finish_reason: FinishReason = "cancelled"
-    started: float = 0.0
-    first: float = 0.0
-    ended: float = 0.0
-
-    def take(self, token: GeneratedToken) -> None:
-        if not self.ids:
-            self.first = time.perf_counter()
-        self.ids.append(token.id)
-        self.logprobs.append(token.logprob)
-        self.pieces.append(token.text)
-        if token.finish_reason is not None:
-            self.finish_reason = "length" if token.finish_reason == "length" else "stop"
-
-    def completion(self) -> Completion:
-        message = self.parse(self.ids) if self.parse is not None else None
-        return Completion(
-            text="".join(self.pieces),
-            ids=tuple(self.ids),
-            prompt_ids=self.prompt_ids,
-            logprobs=tuple(self.logprobs),
-            finish_reason=self.finish_reason,
-            seed=self.seed,
-            message=message,
-            prompt_seconds=max(0.0, self.first - self.started),
-            seconds=max(0.0, self.ended - self.started),
-        )

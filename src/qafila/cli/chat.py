@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qafila.cli import options as opt
-from qafila.cli import stdin
+from qafila.cli import stdin, terminal
 from qafila.errors import ContextLengthError, QafilaError, UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ HELP = """\
 /help          this list
 /quit          leave (also Ctrl-D)
 Ctrl-C stops an answer. Lines end with Enter; end a line with \\ to go on in the next."""
-
-# "BiDi in Terminal Emulators" (freedesktop): let the terminal take each paragraph's direction from its text. Terminals
-# that do not know the mode ignore it.
-_DIRECTION_FROM_TEXT = "\x1b[?2501h"
-_DIRECTION_AS_BEFORE = "\x1b[?2501l"
 
 
 class Conversation:
@@ -50,7 +45,7 @@ class Conversation:
 
         self.messages = [Message("system", self.system)] if self.system else []
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Pieces of the answer to ``text``; a question that cannot be answered leaves no trace.
 
         Closing the iterator stops the answer; what was said so far stays in the conversation.
@@ -80,10 +75,9 @@ def _say(conversation: Conversation, text: str) -> None:
     pieces = conversation.answer(text)
     try:
         for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            terminal.show(piece)
     except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
         sys.stdout.write(" [stopped]")
     finally:
         sys.stdout.write("\n")
@@ -230,16 +224,8 @@ def command(
         _answer_lines(conversation, as_json)
         return
     print(f"{model} ({name}, context {llama.config.context_length:,}). /help lists commands.")
-    bidirectional = sys.stdout.isatty()
-    try:
-        if bidirectional:
-            sys.stdout.write(_DIRECTION_FROM_TEXT)
-        with _line_editing():
-            _talk(conversation)
-    finally:
-        if bidirectional:
-            sys.stdout.write(_DIRECTION_AS_BEFORE)
-            sys.stdout.flush()
+    with terminal.direction_from_text(), _line_editing():
+        _talk(conversation)
 
 
 def _answer_lines(conversation: Conversation, as_json: bool) -> None:
@@ -256,5 +242,5 @@ def _answer_lines(conversation: Conversation, as_json: bool) -> None:
             print(json.dumps({"question": line, "answer": text}, ensure_ascii=False), flush=True)
         else:
             for piece in conversation.answer(line):
-                print(piece, end="", flush=True)
+                terminal.show(piece)
             print(flush=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qafila.cli import options as opt
-from qafila.cli import stdin
+from qafila.cli import stdin, terminal
 from qafila.errors import UsageError
 
 
@@ -59,7 +59,7 @@ def command(
         stream = llama.chat([*messages, {"role": "user", "content": prompt}], stream=True, **options)
     if not as_json:
         for piece in stream:
-            print(piece, end="", flush=True)
+            terminal.show(piece)
         print()
         return
     result = stream.result

@@ -138,6 +138,6 @@ def _share(fields: Fields, key: str) -> float | None:
 
 def _penalty(fields: Fields) -> float | None:
     value: float | None = fields.number("repetition_penalty", required=False)
-    if value is not None and value <= 0:
-        raise fields.error("repetition_penalty", f"must be positive, not {value!r}")
+    if value is not None and not 1e-3 <= value <= 1e3:
+        raise fields.error("repetition_penalty", f"must be between 0.001 and 1000, not {value!r}")
     return value
