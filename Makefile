@@ -15,6 +15,9 @@ PYTEST_ARGS ?=
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+# Something when .venv's Python no longer runs, or the checkout was moved or copied: what is installed holds its path.
+STALE := $(shell [ ! -e $(VENV)/.created ] || { $(PYTHON) -c "" 2>/dev/null && \
+	{ [ ! -s $(VENV)/.created ] || [ "$$(cat $(VENV)/.created)" = "$$(pwd -P)" ]; }; } || echo stale)
 NATIVE := $(wildcard src/qafila/native/*.cpp src/qafila/native/*.h src/qafila/native/CMakeLists.txt)
 # Test processes share the cores: a process that starts a thread for each core slows all of them.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest --quiet -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
@@ -35,7 +38,7 @@ lint: $(VENV)/.dev ## ruff (lint and format), mypy --strict, import-linter, gene
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m ruff format --quiet --check . || { echo "error: not formatted: run $(VENV)/bin/ruff format" >&2; exit 1; }
 	@$(PYTHON) -m mypy --no-error-summary
-	@$(VENV)/bin/lint-imports --no-logo > $(VENV)/.imports 2>&1 || { cat $(VENV)/.imports; exit 1; }
+	@$(PYTHON) $(VENV)/bin/lint-imports --no-logo > $(VENV)/.imports 2>&1 || { cat $(VENV)/.imports; exit 1; }
 	@$(PYTHON) scripts/models_table.py --check
 
 docs: $(VENV)/.dev ## write the generated pages again (docs/models.md)
@@ -52,10 +55,12 @@ clean: ## delete what was built; .venv and the model cache stay
 distclean: clean ## delete .venv too
 	@rm -rf $(VENV)
 
-$(VENV)/.created:
+.PHONY: stale
+$(VENV)/.created: $(STALE)
 	@$(PY) scripts/check_machine.py
-	@test -x $(PYTHON) || { echo "making $(VENV) with $(PY)" >&2; $(PY) -m venv $(VENV); }
-	@touch $@
+	@$(PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m ensurepip > /dev/null 2>&1 || \
+		{ echo "making $(VENV) with $(PY)" >&2; $(PY) -m venv --clear $(VENV); }
+	@pwd -P > $@
 
 # What runs: the package (its native part built here), torch, and nothing else.
 $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt $(NATIVE)

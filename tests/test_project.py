@@ -119,3 +119,50 @@ def test_the_version_is_one() -> None:
 
     assert PROJECT["project"]["version"] == qafila.__version__
     assert f"## [{qafila.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+FAKE_PYTHON = """#!/bin/sh
+# Stands for Python: notes what it is asked for, and makes a copy of itself where a .venv is wanted.
+echo "$*" >> "$LOG"
+[ "$1 $2" = "-m venv" ] || exit 0
+for folder; do :; done
+mkdir -p "$folder/bin" && rm -f "$folder/.runtime" "$folder/bin/python" && cp "$0" "$folder/bin/python"
+"""
+
+
+def test_make_repairs_what_a_broken_or_moved_environment_needs(tmp_path: Path) -> None:
+    checkout, log = tmp_path / "a folder", tmp_path / "log"
+    checkout.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (checkout / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    python = tmp_path / "python3"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+
+    def make_chat() -> str:
+        log.write_text("")
+        command = ["make", "--no-print-directory", f"PY={python}", "chat"]
+        environment = {**os.environ, "LOG": str(log), "MAKEFLAGS": ""}
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return log.read_text()
+
+    first = make_chat()
+    assert "scripts/check_machine.py" in first
+    assert "-m venv" in first
+    assert "--editable .[gpu]" in first
+    again = make_chat()
+    assert again.splitlines()[-1] == "-m qafila chat default"
+    assert "venv" not in again
+    assert "pip" not in again
+    interpreter = checkout / ".venv/bin/python"
+    interpreter.unlink()
+    interpreter.symlink_to(tmp_path / "gone")
+    repaired = make_chat()
+    assert "-m venv --clear" in repaired
+    assert "--editable .[gpu]" in repaired
+    checkout = checkout.rename(tmp_path / "moved")
+    moved = make_chat()
+    assert "-m venv" not in moved
+    assert "--editable .[gpu]" in moved
+    assert "pip" not in make_chat()

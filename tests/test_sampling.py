@@ -132,6 +132,22 @@ def test_tiny_temperature_is_greedy() -> None:
     assert sample(logits_V, SamplingParams(temperature=1e-300), {}, 0.999).id == int(np.argmax(logits_V))
 
 
+@pytest.mark.parametrize("top_p", [5e-324, 1e-17, 1e-15])
+def test_a_tiny_top_p_leaves_the_likeliest(top_p: float) -> None:
+    """Equal tokens are the hard case: none is likelier than 1/V."""
+    for size in (1, 4, 7, 1000):
+        kept = filtered(np.zeros(size, dtype=np.float32), SamplingParams(top_p=top_p), {})
+        assert np.flatnonzero(kept > -np.inf).tolist() == [0]
+
+
+def test_one_allowed_token_passes_every_filter() -> None:
+    logits_V = np.full(50, -np.inf, dtype=np.float32)
+    logits_V[33] = -5.0
+    params = SamplingParams(temperature=0.1, top_k=3, top_p=0.1, min_p=1.0, repetition_penalty=5.0)
+    for uniform_number in (0.0, 1 - 2.0**-53):
+        assert sample(logits_V, params, {33: 4, 1: 1}, uniform_number) == (33, 0.0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams()])
 def test_logits_that_are_not_numbers_are_refused(bad: float, params: SamplingParams) -> None:
@@ -146,6 +162,7 @@ def test_logits_that_are_not_numbers_are_refused(bad: float, params: SamplingPar
         ("temperature", float("nan")),
         ("temperature", "hot"),
         ("temperature", True),
+        ("temperature", 10**400),
         ("top_k", -1),
         ("top_k", 1.5),
         ("top_p", 0.0),

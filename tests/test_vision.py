@@ -75,5 +75,9 @@ def test_settings_are_checked() -> None:
             vision_config("early_fusion", patch_size=wrong)
     with pytest.raises(ConfigError, match="smaller than one patch"):
         vision_config("early_fusion", image_size=13)
-    with pytest.raises(ConfigError, match="pixel_shuffle_ratio"):
-        vision_config("early_fusion", pixel_shuffle_ratio=0)
+    for ratio in (0, 1e-300, 1e-160, 2.0, 10**400):
+        with pytest.raises(ConfigError, match="pixel_shuffle_ratio"):
+            vision_config("early_fusion", pixel_shuffle_ratio=ratio)
+    for ratios in (5, None, (), "abc"):
+        with pytest.raises(ConfigError, match="supported_aspect_ratios"):
+            vision_config("cross_attention", supported_aspect_ratios=ratios)

@@ -6,7 +6,6 @@ N head dim, F feed-forward dim, V vocabulary, E experts, L layers.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,6 +29,20 @@ _LIMITS = {
     "context_length": 1 << 40,
 }
 
+# Beyond this float32 arithmetic would overflow; whole numbers from a file may lie beyond float64, too.
+_SANE = 1e30
+
+
+def _check_number(key: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` is a positive number between 1e-30 and 1e30."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 / _SANE <= value <= _SANE:
+        raise ConfigError(f"{key} must be a positive number (1e-30 to 1e30), not {value!r:.40}")
+
+
+def _check_integer(key: str, value: object, least: int, limit: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
+        raise ConfigError(f"{key} must be an integer between {least} and {limit}, not {value!r:.40}")
+
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
@@ -50,16 +63,20 @@ class RopeScaling:
     divisors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise ConfigError(f"rope scaling factor must be a positive number, not {self.factor!r}")
+        if self.kind not in ("linear", "llama3", "explicit"):
+            raise ConfigError(f"rope scaling must be linear, llama3 or explicit, not {self.kind!r:.40}")
+        _check_number("rope scaling factor", self.factor)
+        for divisor in self.divisors:
+            _check_number("a rope divisor", divisor)
         if self.kind == "llama3":
-            if not 0 < self.low_freq_factor <= self.high_freq_factor:
+            _check_number("rope scaling low_freq_factor", self.low_freq_factor)
+            _check_number("rope scaling high_freq_factor", self.high_freq_factor)
+            if self.low_freq_factor > self.high_freq_factor:
                 raise ConfigError(
                     "rope scaling needs 0 < low_freq_factor <= high_freq_factor, "
                     f"not {self.low_freq_factor!r} and {self.high_freq_factor!r}"
                 )
-            if self.original_context <= 0:
-                raise ConfigError(f"rope scaling original_context must be positive, not {self.original_context!r}")
+            _check_integer("rope scaling original_context", self.original_context, 1, _LIMITS["context_length"])
 
     def divide(self, frequencies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Apply the scaling to unscaled inverse frequencies ``[N/2]`` (radians per position)."""
@@ -93,6 +110,15 @@ class AttentionTemperature:
     floor_scale: float = 8192.0
     attn_scale: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_number("attention temperature floor_scale", self.floor_scale)
+        if (
+            isinstance(self.attn_scale, bool)
+            or not isinstance(self.attn_scale, int | float)
+            or not (-_SANE <= self.attn_scale <= _SANE)
+        ):
+            raise ConfigError(f"attention temperature attn_scale must be a number, not {self.attn_scale!r:.40}")
+
     def query_scale(self, positions: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """The factor for queries at ``positions`` (any shape; same shape comes back)."""
         steps = np.floor((np.asarray(positions, dtype=np.float64) + 1.0) / self.floor_scale)
@@ -114,14 +140,10 @@ class MixtureOfExperts:
     layer_step: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.n_experts <= 1 << 16:
-            raise ConfigError(f"n_experts must be between 1 and 65536, not {self.n_experts!r}")
-        if not 0 < self.top_k <= self.n_experts:
-            raise ConfigError(f"experts per token must be between 1 and {self.n_experts}, not {self.top_k!r}")
-        if not 0 < self.ffn_dim <= _LIMITS["ffn_dim"]:
-            raise ConfigError(f"expert ffn_dim must be between 1 and {_LIMITS['ffn_dim']}, not {self.ffn_dim!r}")
-        if self.layer_step <= 0:
-            raise ConfigError(f"moe layer_step must be positive, not {self.layer_step!r}")
+        _check_integer("n_experts", self.n_experts, 1, 1 << 16)
+        _check_integer("experts per token", self.top_k, 1, self.n_experts)
+        _check_integer("expert ffn_dim", self.ffn_dim, 1, _LIMITS["ffn_dim"])
+        _check_integer("moe layer_step", self.layer_step, 1, _LIMITS["n_layers"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,25 +212,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for key, limit in _LIMITS.items():
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-                raise ConfigError(f"{key} must be an integer between 1 and {limit}, not {value!r}")
+            _check_integer(key, getattr(self, key), 1, limit)
         for key in ("norm_eps", "rope_theta"):
-            value = getattr(self, key)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-                raise ConfigError(f"{key} must be a positive number, not {value!r}")
+            _check_number(key, getattr(self, key))
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even, not {self.head_dim}")
         for key in ("no_rope_layers", "cross_attention_layers"):
             indices = getattr(self, key)
-            if list(indices) != sorted(set(indices)) or any(not 0 <= i < self.n_layers for i in indices):
-                raise ConfigError(f"{key} must be increasing layer numbers below {self.n_layers}, not {indices!r}")
-        if self.attention_chunk is not None and self.attention_chunk <= 0:
-            raise ConfigError(f"attention_chunk must be positive, not {self.attention_chunk!r}")
-        if not 0 <= self.extra_embeddings <= 4096:
-            raise ConfigError(f"extra_embeddings must be between 0 and 4096, not {self.extra_embeddings!r}")
+            fine = all(type(i) is int and 0 <= i < self.n_layers for i in indices)
+            if not fine or list(indices) != sorted(set(indices)):
+                raise ConfigError(f"{key} must be increasing layer numbers below {self.n_layers}, not {indices!r:.80}")
+        if self.attention_chunk is not None:
+            _check_integer("attention_chunk", self.attention_chunk, 1, _LIMITS["context_length"])
+        _check_integer("extra_embeddings", self.extra_embeddings, 0, 4096)
 
     @cached_property
     def layers(self) -> tuple[LayerPlan, ...]:

@@ -18,7 +18,7 @@ from qafila.quant.dtypes import DType
 
 TrainMethod = Literal["full", "lora", "qlora"]
 
-_PREFILL_TOKENS = 512  # tokens of a sequence that go through the layers at once
+PREFILL_TOKENS = 512  # tokens of a sequence that go through the layers at once
 _LOGIT_TOKENS = 1024  # tokens whose logits exist at once when the loss is computed in portions
 _QLORA_TYPE = DType.Q4_0  # 4.5 bits; NF4 with double quantisation takes 4.13
 
@@ -96,7 +96,7 @@ def memory_to_run(
     Attention is computed in tiles and keeps no T × context matrix.
     """
     held = stored if runner.weights is None else weight_bytes(config, runner.weights)
-    tokens = batch * min(context, _PREFILL_TOKENS)
+    tokens = batch * min(context, PREFILL_TOKENS)
     widest = max(_layer_width(config, plan, 3, 2) for plan in config.layers)
     return Estimate(
         {
@@ -199,7 +199,7 @@ def judge(need: Estimate, machine: Machine, alternatives: Mapping[str, int] | No
 
 def longest_context(config: ModelConfig, stored: int, machine: Machine, *, batch: int, runner: Runner) -> int:
     """The longest context, up to the model's own, for which running fits; 0 when not even a short one does."""
-    short = memory_to_run(config, stored, context=_PREFILL_TOKENS, batch=batch, runner=runner)
+    short = memory_to_run(config, stored, context=PREFILL_TOKENS, batch=batch, runner=runner)
     room = machine.available - (short.total - short.parts["KV cache"])
     per_token = max(1, config.kv_bytes_per_token(runner.kv_bytes) * batch)
     return min(config.context_length, max(0, room // per_token))

@@ -8,6 +8,7 @@ depends on the seed, its position and the number of the sample alone, whatever e
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,8 +23,9 @@ Scores = npt.NDArray[np.float64]
 
 
 def _check(name: str, value: object, in_range: Callable[[float], bool], wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not in_range(value):
-        raise UsageError(f"{name} must be a number {wanted}, not {value!r}")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not number or not in_range(value):  # type: ignore[arg-type]
+        raise UsageError(f"{name} must be a number {wanted}, not {value!r:.40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +163,8 @@ def _penalised(scores: Scores, params: SamplingParams, counts: Mapping[int, int]
 
 def _top_p(scores: Scores, top_p: float) -> Scores:
     probabilities = _softmax(scores)
-    # Tokens this unlikely cannot hold more than 1 - top_p together, so only the others need sorting.
-    likely = np.flatnonzero(probabilities > (1 - top_p) / scores.size)
+    # Tokens less likely than this cannot hold more than 1 - top_p together, so only the others need sorting.
+    likely = np.flatnonzero(probabilities >= min((1 - top_p) / scores.size, probabilities.max()))
     order = likely[np.argsort(-probabilities[likely], kind="stable")]
     before = np.cumsum(probabilities[order]) - probabilities[order]
     kept = order[before < top_p]

@@ -68,11 +68,16 @@ def vision_config(kind: VisionKind, **settings: Any) -> VisionConfig:
         value = values[key]
         if isinstance(default, int):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1 << 24:
-                raise ConfigError(f"vision_config.{key} must be an integer between 1 and {1 << 24}, not {value!r}")
+                raise ConfigError(f"vision_config.{key} must be an integer between 1 and {1 << 24}, not {value!r:.40}")
         elif isinstance(default, float):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-                raise ConfigError(f"vision_config.{key} must be a positive number, not {value!r}")
+                raise ConfigError(f"vision_config.{key} must be a positive number, not {value!r:.40}")
             values[key] = float(value)
+        elif not isinstance(value, tuple) or not 0 < len(value) <= 4096:
+            raise ConfigError(f"vision_config.{key} must be a tuple of 1 to 4096 entries, not {value!r:.40}")
+    if not 1 / 64 <= values.get("pixel_shuffle_ratio", 1) <= 1:
+        ratio = values["pixel_shuffle_ratio"]
+        raise ConfigError(f"vision_config.pixel_shuffle_ratio must be between 1/64 and 1, not {ratio!r}")
     config = VisionConfig(kind=kind, settings=tuple((key, values[key]) for key in VISION_DEFAULTS[kind]))
     if config["image_size"] < config["patch_size"]:
         raise ConfigError(f"vision_config.image_size {config['image_size']} is smaller than one patch")

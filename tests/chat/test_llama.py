@@ -101,13 +101,17 @@ def test_what_is_refused(llama):
         llama.chat(QUESTION, temprature=1)
     with pytest.raises(UsageError, match="top_p"):
         llama.chat(QUESTION, top_p=2.0)
+    with pytest.raises(UsageError, match="stop must be"):
+        llama.chat(QUESTION, stop=5)
+    with pytest.raises(UsageError, match="stop_strings"):
+        llama.chat(QUESTION, stop=["a", 5])
     with pytest.raises(ChatError, match="role"):
         llama.chat([{"role": "boss", "content": "hi"}])
     with pytest.raises(ContextLengthError, match="8192"):
         llama.complete([5] * 9000)
     with pytest.raises(ContextLengthError, match="8192"):
         llama.logits([5] * 9000)
-    for ids in ([49152], [-1], [2**70]):
+    for ids in ([49152], [-1], [2**70], [1.5]):
         with pytest.raises(UsageError, match="0 to 49151"):
             llama.logits(ids)
     with pytest.raises(ChatError, match="infilling"):

@@ -92,6 +92,21 @@ def test_models_from_empty_to_empty(a_hub: FakeHub, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out) == []
 
 
+def test_a_model_that_lost_a_file_is_told_verified_and_removed(
+    a_hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["pull", "hf:me/tiny"])
+    [model] = cache.cached_models()
+    model.path.unlink()
+    capsys.readouterr()
+    assert main(["models"]) == 0
+    assert "files are missing from hf:me/tiny: pull again, or `qafila models remove`" in capsys.readouterr().err
+    assert main(["models", "verify"]) == 2
+    assert "tiny.gguf missing or changed" in capsys.readouterr().err
+    assert main(["models", "remove", "tiny"]) == 0
+    assert not model.folder.exists()
+
+
 def test_unfinished_downloads_are_told_and_cleaned(a_hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     (cache.home() / "staging/x").mkdir(parents=True)
     (cache.home() / "staging/x/part").write_bytes(bytes(2000))

@@ -49,6 +49,9 @@ class FakeHub:
         self.cut: dict[str, list[int]] = {}  # path -> after how many bytes each of the next answers breaks off
         self.statuses: dict[str, list[int]] = {}  # path -> statuses of the next answers
         self.served: dict[str, bytes] = {}  # path -> other bytes than the listing promises
+        self.elsewhere: dict[str, str] = {}  # path -> another server that the answer sends to
+        self.prefix = ""  # the path of the endpoint
+        self.tokens: list[str | None] = []  # the Authorization of every request
         self.ignore_range = False
         self.held: str | None = None  # the answer for this path waits in the middle for `released`
         self.halfway = threading.Event()
@@ -90,6 +93,10 @@ class FakeHub:
         path = unquote(urlsplit(handler.path).path)
         wanted = handler.headers.get("Range")
         self.log.append((handler.command, path, wanted))
+        self.tokens.append(handler.headers.get("Authorization"))
+        if not path.startswith(self.prefix + "/"):
+            return self._fail(handler, 404, "")
+        path = path.removeprefix(self.prefix)
         listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = listing or file
@@ -107,6 +114,8 @@ class FakeHub:
         name = file[3]
         if name not in repo.files:
             return self._fail(handler, 404, "EntryNotFound")
+        if name in self.elsewhere:
+            return self._send(handler, 302, b"", {"Location": self.elsewhere[name] + handler.path})
         if self.statuses.get(name):
             return self._fail(handler, self.statuses[name].pop(0), "")
         content = self.served.get(name, repo.files[name])

@@ -101,6 +101,12 @@ HOSTILE = {
     "strftime-long": "{{ strftime_now('%Y' * 99999) }}",
     "autoescape": "{% autoescape 'x' * 1000000000 %}{% endautoescape %}",
     # parser
+    # bodies that are cheap to enter and long to run
+    "macro-body": "{% macro m() %}" + "{%set x=a.b%}" * 2000 + "{% endmacro %}{% set a = {} %}{% for i in range(40000) %}{{ m() }}{% endfor %}",
+    "block-body": "{% block a %}" + "{%set x=a.b%}" * 2000 + "{% endblock %}{% set a = {} %}{% for i in range(40000) %}{{ self.a() }}{% endfor %}",
+    "recursive-body": "{% set a = {} %}{% for i in [1] recursive %}{% if loop.depth0 == 0 %}{{ loop(range(99999)) }}{% else %}" + "{%set x=a.b%}" * 2000 + "{% endif %}{% endfor %}",
+    "caller-body": "{% set a = {} %}{% macro m() %}{% for i in range(30000) %}{% set y = caller() %}{% endfor %}{% endmacro %}{% call m() %}" + "{%set x=a.b%}" * 2000 + "{% endcall %}",
+    "search-range": "{% set r = range(99999) %}{% for i in range(30000) %}{% if 1.5 in r %}{% endif %}{% endfor %}",
     "syntax": "{% for %}",
     "unclosed": "{{ 'x'",
     "unknown-tag": "{% frob %}",

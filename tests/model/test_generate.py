@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from qafila import memory
 from qafila.config import ModelConfig
-from qafila.errors import ContextLengthError, UsageError
-from qafila.model.generate import GeneratedToken, generate, next_logits
+from qafila.errors import ContextLengthError, QafilaError, UsageError
+from qafila.model.generate import PREFILL_TOKENS, GeneratedToken, generate, next_logits
 from qafila.model.llama import LlamaModel
 from qafila.model.load import load_model
 from qafila.model.random_weights import random_tensors
@@ -110,6 +111,45 @@ def test_a_kept_cache_changes_nothing(model: LlamaModel) -> None:
     assert ids(generate(model, turn, params=GREEDY, max_tokens=10, cache=cache)) == kept
 
 
+def test_a_long_prompt_is_read_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `qafila info` says of the workspace is true: it counts on the same portion."""
+    assert PREFILL_TOKENS == memory.PREFILL_TOKENS
+    config = CONFIG.with_changes(context_length=2048)
+    model = load_model(config, random_tensors(config, 0, scale=1.5))
+    prompt = [i * i % 60 for i in range(2 * PREFILL_TOKENS + 3)]
+    with torch.inference_mode():
+        whole = model(torch.tensor([prompt]))[0, -1]
+    sizes = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda ids, **rest: sizes.append(ids.shape[1]) or forward(ids, **rest))
+    cache = model.new_cache()
+    logits_V = next_logits(model, prompt, cache)
+    assert sizes == [PREFILL_TOKENS, PREFILL_TOKENS, 3]
+    assert cache.length == len(prompt)
+    torch.testing.assert_close(torch.from_numpy(logits_V), whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."), torch.OutOfMemoryError("CUDA")]
+)
+def test_lack_of_memory_is_one_line(model: LlamaModel, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(QafilaError, match="not enough memory for 4 tokens of context"):
+        list(generate(model, PROMPT))
+
+
+def test_other_failures_of_torch_are_not_hidden(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        list(generate(model, PROMPT))
+
+
 def test_streaming_is_lazy(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = model.forward
@@ -157,7 +197,11 @@ def test_a_prompt_beyond_the_context_is_refused(model: LlamaModel, length: int) 
         ([], {}, "no tokens"),
         ([1, 60], {}, "token 60"),
         ([-1], {}, "token -1"),
+        ([1.5], {}, "token 1.5"),
+        ([True], {}, "token True"),
         ([1], {"max_tokens": 0}, "max_tokens"),
+        ([1], {"max_tokens": 2.5}, "max_tokens"),
+        ([1], {"max_tokens": "9"}, "max_tokens"),
         ([1], {"seed": -1}, "seed"),
         ([1], {"stop_strings": ["x"]}, "need a tokenizer"),
     ],
@@ -272,7 +316,7 @@ def test_held_text_comes_out_before_a_stop_token(model: LlamaModel) -> None:
     assert tokens[-1].text == "S" * (len(tokens) - 1)
 
 
-@pytest.mark.parametrize("stops", ["text", [""]])
+@pytest.mark.parametrize("stops", ["text", [""], [5], [b"x"]])
 def test_stop_strings_must_be_strings_with_text(model: LlamaModel, stops: object) -> None:
     with pytest.raises(UsageError, match="stop_strings"):
         generate(model, PROMPT, stop_strings=stops, text_stream=Pieces({}))  # type: ignore[arg-type]

@@ -314,6 +314,20 @@ def test_bfloat16_stays_near_float32() -> None:
     assert (logits - expected).abs().mean() < 0.05 * expected.std()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["llama-1", "llama-3.1", "llama-4-scout", "llama-4-maverick", "llama-3.2-vision"])
+@torch.inference_mode()
+def test_half_precision_is_as_good_as_transformers(case: str, dtype: torch.dtype) -> None:
+    """Held to medians, because a router's near tie may flip here and not there."""
+    reference, model = pair(case)
+    ids_BT = random_ids(2, 29)
+    exact = reference(ids_BT, use_cache=False).logits
+    theirs = (reference.to(dtype)(ids_BT, use_cache=False).logits.float() - exact).abs().median()
+    ours = (model.to(dtype)(ids_BT) - exact).abs().median()
+    assert 0 < theirs < 0.02 * exact.std()
+    assert ours < 1.5 * theirs
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("case", ["llama-3.1", "llama-4-scout", "llama-3.2-vision"])

@@ -480,3 +480,11 @@ def test_without_a_template_the_special_tokens_tell(name: str, tokenizer: Tokeni
 def test_a_base_model_has_no_chat() -> None:
     with pytest.raises(ChatError, match="no chat template"):
         detect_format(None, byte_tokenizer.ByteTokenizer())
+
+
+def test_ids_of_another_vocabulary_are_refused() -> None:
+    chat = make("llama-3")
+    size = chat.tokenizer.vocab_size
+    answer = Message("assistant", "x", ids=(1, size))
+    with pytest.raises(ChatError, match=rf"{size}, outside the vocabulary of {size} tokens"):
+        chat.render([Message("user", "q"), answer])

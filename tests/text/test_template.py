@@ -37,6 +37,11 @@ LLAMA3 = """{{- bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}
 """
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
+    "{% else %}ASSISTANT: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 TOOLS = """{%- set ns = namespace(calls=0) -%}
 {%- if tools %}<|im_start|>system
 {% for tool in tools %}{{ tool | tojson(indent=2) }}
@@ -275,7 +280,7 @@ def test_mask() -> None:
         "Hello<|eot_id|>",
         "Fine & well<|eot_id|>",
     ]
-    assert learned(template_format(STRICT, byte_tokenizer.llama2()), TALK) == ["Hello </s>", "Fine & well </s>"]
+    assert learned(template_format(STRICT, byte_tokenizer.llama2()), TALK) == [" Hello </s>", " Fine & well </s>"]
     thought = [Message("user", "q"), Message("assistant", "<think>hm</think>\n\na"), Message("user", "r")]
     assert learned(template_format(THINKING), thought) == ["a<|im_end|>"]
     assert learned(template_format(THINKING), thought[:2]) == ["<think>hm</think>\n\na<|im_end|>"]
@@ -362,6 +367,9 @@ content = st.lists(fragments, max_size=5).map("".join)
         (TOOLS, byte_tokenizer.chatml, "<|im_end|>"),
         (GENERATION, byte_tokenizer.chatml, "<|im_end|>"),
         (LLAMA3, byte_tokenizer.llama3, "<|eot_id|>"),
+        # A space between prompt and answer, which the answer brings itself.
+        (STRICT, byte_tokenizer.llama2, "</s>"),
+        (VICUNA, byte_tokenizer.llama2, "</s>"),
     ],
 )
 def test_a_growing_conversation_keeps_its_ids(template: str, make: Any, end: str) -> None:
@@ -426,7 +434,11 @@ def test_date_and_clock() -> None:
 
 def test_detection_prefers_a_format_of_ours_where_it_is_equal() -> None:
     assert detect_format(CHATML, byte_tokenizer.chatml()).name == "chatml"
-    assert detect_format(LLAMA3, byte_tokenizer.llama3()).name == "llama-3"
+    llama3 = detect_format(LLAMA3, byte_tokenizer.llama3())
+    assert llama3.name == "llama-3"
+    padded = [Message("user", "  a \n"), Message("assistant", " b "), Message("user", "c")]
+    own = template_format(LLAMA3, byte_tokenizer.llama3())
+    assert llama3.tokenizer.decode(llama3.render(padded).ids) == own.text(padded)
     old = byte_tokenizer.ByteTokenizer([t for t in byte_tokenizer.LLAMA3 if t != "<|eom_id|>"], bos="<|begin_of_text|>")
     assert detect_format(LLAMA3.replace("{{- bos_token }}\n", "<|begin_of_text|>"), old).name == "llama-3"
     for template in (THINKING + " ", TOOLS, STRICT):

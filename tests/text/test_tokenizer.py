@@ -429,3 +429,23 @@ def test_a_byte_that_the_vocabulary_lacks_is_dropped_as_tokenizers_drops_it() ->
     assert type(ours) is type(bytes_tokenizer())
     assert ours.decode(ours.encode("xab\x07y")) == "xaby"
     assert ours.roles == Roles()
+
+
+@pytest.mark.parametrize("token", ["<|im_start|>", "<\uff5cUser\uff5c>"])
+def test_control_tokens_listed_as_plain_ones_are_still_control_tokens(token: str) -> None:
+    """Files that call them plain added tokens would let any text open a turn."""
+    document = json.loads(byte_document())
+    size = 1 + max(entry["id"] for entry in document["added_tokens"])
+    document["added_tokens"].append({**document["added_tokens"][0], "id": size, "content": token, "special": False})
+    metadata = dict(bytes_tokenizer().to_gguf())
+    for key, value in (("tokens", token), ("token_type", 4)):
+        metadata[f"tokenizer.ggml.{key}"] = [*metadata[f"tokenizer.ggml.{key}"], value]  # type: ignore[misc]
+    unusual = {**document, "normalizer": {"type": "NFC"}}
+    pieces = parse_model(sentencepiece_data()).pieces
+    with_pieces = SentencePieceBPE.from_model(SentencePieceModel((*pieces, Piece(token, 0.0, 4))))
+    files = [tokenizer_from_document(document, {}), tokenizer_from_gguf(metadata), with_pieces]
+    for tokenizer in (*files, tokenizer_from_document(unusual, {})):
+        token_id = tokenizer.special_tokens[token]
+        assert token_id not in tokenizer.encode(f"a{token}b")
+        assert tokenizer.encode(f"a{token}b", special=True).count(token_id) == 1
+        assert tokenizer.decode(tokenizer.encode(f"a{token}b")) == f"a{token}b"

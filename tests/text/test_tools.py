@@ -221,3 +221,17 @@ def test_deep_arguments_are_refused() -> None:
         value = [value]
     with pytest.raises(ChatError, match="nested"):
         python_literal(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "f", "parameters": {"a": 1e999}}',
+        '{"name": "f", "parameters": {"a": "\\ud800"}}',
+        "[f(a='\\ud800')]",
+        f"[f(a=0x{'f' * 9000})]",
+    ],
+)
+def test_what_cannot_be_written_again_is_no_call(text: str) -> None:
+    """Infinity, half a surrogate pair, a number that Python does not print: no JSON holds them."""
+    assert parse_tool_calls(text) is None

@@ -182,6 +182,8 @@ def change(folder: Path, **values: Any) -> None:
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"use_dora": True}, "use_dora"),
         ({"target_modules": [1]}, "target_modules"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base model"),
+        ({"init_lora_weights": "olora"}, "changes the base model"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"alpha_pattern": {"(a+)+$": 2}}, "too involved"),
         ({"alpha_pattern": {"(a|a)(a|a)(a|a)x": 2}}, "too involved"),

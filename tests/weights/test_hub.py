@@ -114,7 +114,6 @@ def test_resolve_takes_every_way_of_saying_it(fake_hub: FakeHub, tmp_path: Path)
 def test_a_new_commit_is_another_snapshot(fake_hub: FakeHub) -> None:
     fake_hub.repos["meta/tiny"] = a_repo()
     old = hub.pull("hf:meta/tiny", no_progress)
-    time.sleep(1.1)  # "newest" goes by the second
     fake_hub.repos["meta/tiny"] = a_repo(commit="b" * 40)
     new = hub.pull("hf:meta/tiny", no_progress)
     assert old != new
@@ -123,6 +122,43 @@ def test_a_new_commit_is_another_snapshot(fake_hub: FakeHub) -> None:
     assert hub.resolve("hf:meta/tiny@" + "a" * 40) == old
     assert len(cache.remove("tiny")) == 2
     assert visible() == []
+
+
+def test_revisions_that_are_one_commit_all_open_it(fake_hub: FakeHub) -> None:
+    fake_hub.repos["meta/tiny"] = a_repo(branches=("main", "v1"))
+    path = hub.pull("hf:meta/tiny@v1", no_progress)
+    with pytest.raises(ModelNotFoundError, match="is not in the model cache"):
+        hub.resolve("hf:meta/tiny@main")
+    fake_hub.log.clear()
+    assert hub.pull("hf:meta/tiny@main", no_progress) == path
+    assert fake_hub.fetched("model.safetensors") == []
+    fake_hub.close()  # from here on without a network
+    for name in ("hf:meta/tiny", "hf:meta/tiny@main", "hf:meta/tiny@v1", "meta/tiny@main", "tiny", "tiny@v1"):
+        assert hub.resolve(name) == path
+    [model] = cache.cached_models()
+    assert (model.revision, model.aliases) == ("v1", ("main",))
+    with pytest.raises(
+        DownloadError, match=r"cannot be reached .* the copy of \d{4}-\d\d-\d\d in the cache opens as hf:"
+    ):
+        hub.pull("hf:meta/tiny", no_progress)
+
+
+def test_a_branch_that_goes_back_is_followed(fake_hub: FakeHub) -> None:
+    old, new = a_repo(), a_repo(commit="b" * 40)
+    paths = []
+    for repo in (old, new, old):
+        fake_hub.repos["meta/tiny"] = repo
+        paths.append(hub.pull("hf:meta/tiny", no_progress))
+        assert hub.resolve("hf:meta/tiny") == hub.resolve("tiny") == paths[-1]
+    assert paths[0] == paths[2] != paths[1]
+
+
+def test_main_is_what_a_name_without_a_revision_means(fake_hub: FakeHub) -> None:
+    fake_hub.repos["meta/tiny"] = a_repo()
+    path = hub.pull("hf:meta/tiny", no_progress)
+    fake_hub.repos["meta/tiny"] = a_repo(commit="b" * 40, branches=("main", "old"))
+    assert hub.pull("hf:meta/tiny@old", no_progress) != path
+    assert hub.resolve("hf:meta/tiny") == hub.resolve("meta/tiny") == path
 
 
 def test_one_gguf_is_taken_unasked_and_several_are_not(fake_hub: FakeHub) -> None:
@@ -138,6 +174,23 @@ def test_one_gguf_is_taken_unasked_and_several_are_not(fake_hub: FakeHub) -> Non
     assert hub.resolve("m.Q8_0") == path
     with pytest.raises(ModelNotFoundError, match=r"no such file; it has m.Q4_0.gguf, m.Q8_0.gguf"):
         hub.pull("hf:me/two:m.Q5_0.gguf", no_progress)
+
+
+def test_all_parts_of_a_split_gguf_come_and_the_first_is_opened(fake_hub: FakeHub) -> None:
+    parts = {f"Q4/m-0000{n}-of-00003.gguf": GGUF + bytes([n]) for n in (1, 2, 3)}
+    fake_hub.repos["me/split"] = FakeRepo(dict(reversed(parts.items())) | {"README.md": b""})
+    path = hub.pull("hf:me/split", no_progress)
+    assert path.name == "m-00001-of-00003.gguf"
+    assert len(list(path.parent.iterdir())) == 3
+    [model] = cache.cached_models()
+    assert model.format == "gguf"
+    assert hub.resolve("hf:me/split") == path
+    for pattern in ("Q4/m-00001-of-00003.gguf", "Q4/*"):
+        again = hub.pull("hf:me/split", no_progress, file=pattern)
+        assert (again.name, len(list(again.parent.iterdir()))) == (path.name, 3)
+    fake_hub.repos["me/both"] = FakeRepo(parts | {"m-Q8.gguf": GGUF})
+    with pytest.raises(UsageError, match="several GGUF files"):
+        hub.pull("hf:me/both", no_progress)
 
 
 def test_pickles_come_when_asked_for(fake_hub: FakeHub) -> None:
@@ -241,6 +294,64 @@ def test_gated(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Do no harm." in text
 
 
+def test_a_token_that_cannot_be_sent_is_not_shown(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in ("hf_secr\u00e9t", "hf_sec\nret", "hf_sec ret"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(UsageError, match="HF_TOKEN holds") as caught:
+            hub.pull("hf:meta/tiny", no_progress)
+        assert "sec" not in str(caught.value)
+        assert fake_hub.log == []
+
+
+def test_the_token_stays_with_the_hub_on_a_redirect(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeHub()  # another origin, as the hub's store of large files is
+    try:
+        monkeypatch.setenv("HF_TOKEN", "hf_good")
+        fake_hub.repos["meta/tiny"] = a_repo(token="hf_good")
+        store.repos["meta/tiny"] = a_repo()
+        fake_hub.elsewhere = {"model.safetensors": store.url}
+        assert (hub.pull("hf:meta/tiny", no_progress) / "model.safetensors").read_bytes() == WEIGHTS
+        assert len(store.log) == 1
+        assert store.tokens == [None]
+        assert set(fake_hub.tokens) == {"Bearer hf_good"}
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("proxy", ["socks5://u:secret@127.0.0.1:1", "ftp://u:secret@127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(DownloadError, match="the proxy") as caught:
+        hub.pull("hf:meta/tiny", no_progress)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://[::1",
+        "http://127.0.0.1:99999",
+        "http://a b",
+        "http://u:secret@127.0.0.1:9",
+        "http://h?x=1",
+        "https:///x",
+    ],
+)
+def test_an_endpoint_that_is_none(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(UsageError, match="HF_ENDPOINT") as caught:
+        hub.pull("hf:meta/tiny", no_progress)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/", "/mirror", "/mirror/hub//"])
+def test_an_endpoint_with_a_path(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    fake_hub.prefix = path.rstrip("/")
+    fake_hub.repos["meta/tiny"] = a_repo()
+    monkeypatch.setenv("HF_ENDPOINT", fake_hub.url + path)
+    assert hub.pull("hf:meta/tiny", no_progress).is_dir()
+
+
 def test_a_private_repository_wants_a_token(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub.repos["me/private"] = a_repo(token="hf_good")
     with pytest.raises(ModelNotFoundError, match="private and needs HF_TOKEN"):
@@ -290,17 +401,34 @@ def test_a_source_said_twice(fake_hub: FakeHub) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("../evil.safetensors", "/etc/evil.safetensors", "a/../../evil.safetensors", "C:\\evil.safetensors", "a//b"),
-        *("./x", "con\nfig.json", "manifest.json", "", "x" * 300, "a/b/..", "nul\0"),
-    ],
+    ["../evil.safetensors", "/etc/evil.gguf", "a/../../evil.pth", "C:\\evil.safetensors", "a\nb.gguf", "./x.bin"],
 )
-def test_names_that_leave_the_folder_are_refused(fake_hub: FakeHub, name: str) -> None:
+def test_weights_that_leave_the_folder_are_refused(fake_hub: FakeHub, name: str) -> None:
     repo = fake_hub.repos["evil/repo"] = a_repo()
     repo.listing_changes["siblings"] = [*repo.listing()["siblings"], {"rfilename": name, "size": 1, "blobId": "0" * 40}]
     with pytest.raises(DownloadError, match="not a hub's listing"):
         hub.pull("hf:evil/repo", no_progress)
     assert visible() == []
+
+
+def test_odd_names_of_other_files_are_left_out(fake_hub: FakeHub) -> None:
+    # A screenshot of macOS, a run named by its time, our own manifest, and some that mean harm: none is fetched.
+    names = (
+        "Screenshot 10.00\u202fAM.png",
+        "runs/Jan_10:00:00",
+        "manifest.json",
+        "../LICENSE.evil",
+        "a//b",
+        "",
+        "x" * 300,
+    )
+    fake_hub.repos["me/tiny"] = a_repo()
+    fake_hub.repos["me/tiny"].files |= dict.fromkeys(names, b"evil")
+    for source in ("hf:me/tiny", "hf:me/tiny:*"):
+        folder = hub.pull(source, no_progress)
+        assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+        assert json.loads((folder / "manifest.json").read_text())["commit"] == "a" * 40
+    assert not [path for path in cache.home().rglob("*") if path.is_file() and path.read_bytes() == b"evil"]
 
 
 @pytest.mark.parametrize(
@@ -410,6 +538,12 @@ def test_a_home_that_cannot_be_written(fake_hub: FakeHub, tmp_path: Path) -> Non
         hub.pull("hf:meta/tiny", no_progress)
 
 
+def test_a_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QAFILA_HOME", "~nobody-of-this-name/cache")
+    with pytest.raises(UsageError, match="set QAFILA_HOME"):
+        cache.cached_models()
+
+
 def test_a_home_that_is_a_file(fake_hub: FakeHub) -> None:
     fake_hub.repos["meta/tiny"] = a_repo()
     cache.home().write_text("not a folder")
@@ -506,6 +640,27 @@ def test_verify_remove_and_clean(fake_hub: FakeHub) -> None:
     assert cache.clean() == 5
 
 
+def test_a_model_that_lost_a_file_can_be_verified_and_removed(fake_hub: FakeHub) -> None:
+    fake_hub.repos["meta/tiny"] = a_repo()
+    (hub.pull("hf:meta/tiny", no_progress) / "config.json").unlink()
+    assert cache.find("tiny") == []
+    [model] = cache.find("tiny", whole=False)
+    assert cache.verify(model) == ["config.json"]
+    assert [gone.name for gone in cache.remove("tiny")] == ["hf:meta/tiny"]
+    assert visible() == []
+
+
+def test_the_whole_name_of_a_model_is_enough(fake_hub: FakeHub) -> None:
+    fake_hub.repos["meta/tiny"] = a_repo()
+    whole = hub.pull("hf:meta/tiny", no_progress)
+    hub.pull("hf:meta/tiny:original/*", no_progress)
+    assert hub.resolve("meta/tiny") == whole
+    with pytest.raises(UsageError, match="'tiny' may be hf:meta/tiny or hf:meta/tiny:original"):
+        cache.remove("tiny")
+    assert [gone.name for gone in cache.remove("hf:meta/tiny")] == ["hf:meta/tiny"]
+    assert [gone.name for gone in cache.remove("hf:meta/tiny")] == ["hf:meta/tiny:original/*"]
+
+
 def test_a_name_that_fits_two(fake_hub: FakeHub) -> None:
     fake_hub.repos["a/tiny"] = a_repo()
     fake_hub.repos["b/tiny"] = a_repo()
@@ -533,7 +688,14 @@ def test_a_manifest_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     good = {"name": "x", "source": "x", "format": "gguf", "main": ".", "fetched": "now", "files": []}
-    for change in ({"main": "../x"}, {"files": [{"path": "/etc/passwd", "size": 1, "hash": "sha256:0"}]}, {"main": 3}):
+    for change in (
+        {"main": "../x"},
+        {"commit": 5},
+        {"aliases": [1]},
+        {"aliases": 3},
+        {"files": [{"path": "/etc/passwd", "size": 1, "hash": "sha256:0"}]},
+        {"main": 3},
+    ):
         (tmp_path / "manifest.json").write_text(json.dumps({**good, **change}))
         with pytest.raises(FormatError):
             cache.read_manifest(tmp_path)

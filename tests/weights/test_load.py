@@ -255,6 +255,31 @@ def test_metadata_of_the_wrong_kind_is_one_line_or_does_no_harm(small_gguf, tmp_
     assert not any("\n" in line for line in refused)
 
 
+@pytest.mark.parametrize(
+    ("changes", "divided_by"),
+    [
+        ({}, 1),
+        ({"llama.rope.scaling.factor": 4.0}, 4),  # llama.cpp's kind is linear unless the file says otherwise
+        ({"llama.rope.scale_linear": 2.0}, 2),  # the key of early files
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0}, 4),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, 1),
+        ({"llama.rope.scaling.factor": 0.0}, 1),
+    ],
+)
+@pytest.mark.parametrize("divisors", [None, [1.0, 1.0], [1.0, 8.0]])
+def test_gguf_rope_scaling_and_divisors_multiply(small_gguf, tmp_path, changes, divided_by, divisors):
+    keys, tensors = small_gguf
+    values = {k: GgufValue.string(v) if isinstance(v, str) else GgufValue.float32(v) for k, v in changes.items()}
+    if divisors is not None:
+        data = np.array(divisors, dtype="<f4").view(np.uint8)
+        tensors = {**tensors, "rope_freqs.weight": LazyTensor.of(Tensor(DType.F32, (2,), data))}
+    plain = opened(small_gguf, tmp_path).config.inverse_frequencies
+    found = opened((keys, tensors), tmp_path, **values).config
+    expected = plain / np.array(divisors or [1.0, 1.0], dtype=np.float32) / divided_by
+    np.testing.assert_allclose(found.inverse_frequencies, expected, rtol=1e-6)
+    assert divided_by != 1 or divisors == [1.0, 8.0] or found.rope_scaling is None
+
+
 def test_gguf_values_that_name_no_token(small_gguf, tmp_path):
     none = opened(small_gguf, tmp_path, tokenizer__ggml__padding_token_id=GgufValue(GgufType.INT32, -1))
     assert none.generation.pad_id is None

@@ -306,6 +306,23 @@ def test_shared_tuples_cost_no_time(tmp_path: Path) -> None:
         read_pth(zipped(tmp_path / "b.pth", b"\x80\x02}" + nested[2:] + b"Ns."))
 
 
+@pytest.mark.parametrize("call", [b"ctorch\nSize\n", b"ccollections\nOrderedDict\n"])
+def test_a_list_is_not_copied_again_and_again(tmp_path: Path, call: bytes) -> None:
+    # 300 kB of pickle that would make gigabytes of copies.
+    pairs = b"]q\x01(" + b"".join(b"J" + struct.pack("<i", i) + b"N\x86" for i in range(30_000)) + b"e"
+    program = b"\x80\x02" + call + b"q\x00" + pairs + b"h\x00h\x01\x85R" * 10_000 + b"."
+    with pytest.raises(FormatError, match="copies one list again and again"):
+        read_pth(zipped(tmp_path / "a.pth", program))
+
+
+def test_keys_that_hash_alike_cost_no_time(tmp_path: Path) -> None:
+    # Python's hash of an integer is its remainder by 2**61 - 1: these would all fall into one slot of the dictionary.
+    keys = (k * (2**61 - 1) for k in range(1, 1 << 14))
+    program = b"\x80\x02}(" + b"".join(b"\x8a\x10" + k.to_bytes(16, "little") + b"N" for k in keys) + b"u."
+    with pytest.raises(FormatError, match="more than 64 bits as a key"):
+        read_pth(zipped(tmp_path / "a.pth", program))
+
+
 def test_a_pickle_larger_than_weights_need_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="more than tensors need"):
         read_pth(zipped(tmp_path / "a.pth", b"\x80\x02" + b"}" * (5 << 20) + b"."))

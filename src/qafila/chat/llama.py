@@ -222,14 +222,14 @@ class Llama:
         """
         import torch
 
+        from qafila.model.generate import check_ids
+        from qafila.model.out_of_memory import memory_told
+
         ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
         if not 0 < len(ids) <= self.config.context_length:
             raise ContextLengthError(f"{len(ids)} tokens; the context holds 1 to {self.config.context_length}")
-        rows = self.config.vocab_size + self.config.extra_embeddings
-        wrong = next((i for i in ids if not 0 <= i < rows), None)
-        if wrong is not None:
-            raise UsageError(f"the prompt has token {wrong}, but the model's tokens go from 0 to {rows - 1}")
-        with torch.inference_mode():
+        check_ids(ids, self.config.vocab_size + self.config.extra_embeddings)
+        with torch.inference_mode(), memory_told(f"the logits of {len(ids)} tokens"):
             result: npt.NDArray[np.float32] = self.model(torch.tensor([ids], device=self.model.device))[0].cpu().numpy()
         return result
 
@@ -272,6 +272,8 @@ class Llama:
         if unknown:
             raise UsageError(f"unknown option {unknown[0]!r} (there are {', '.join(Options.__annotations__)})")
         stop = options.get("stop") or ()
+        if not isinstance(stop, str | Sequence):
+            raise UsageError(f"stop must be a string or a list of strings, not {stop!r:.40}")
         seed = options.get("seed")
         if seed is None:
             seed = secrets.randbits(32)

@@ -27,6 +27,7 @@ def load_model_on(checkpoint: Checkpoint, device: str | None, dtype: str | None)
         raise UsageError("running a model needs torch: pip install 'qafila[gpu]'") from None
 
     from qafila.model.load import load_model
+    from qafila.model.out_of_memory import is_out_of_memory
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,8 +55,8 @@ def load_model_on(checkpoint: Checkpoint, device: str | None, dtype: str | None)
         return load_model(
             checkpoint.config, checkpoint.tensors, device=target, dtype=types[name], source=checkpoint.path
         )
-    except RuntimeError as error:  # torch says so in words when the CPU's memory runs out
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    except RuntimeError as error:
+        if is_out_of_memory(error):
             raise QafilaError(
                 f"{checkpoint.path}: does not fit the memory of {device!r} as {name}; `qafila info` says what it needs"
             ) from None

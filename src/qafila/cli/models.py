@@ -49,6 +49,8 @@ def _list(ctx: typer.Context, as_json: Annotated[bool, _JSON] = False) -> None:
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     else:
         typer.echo("no models here yet; `qafila pull default` fetches one", err=True)
+    if damaged := [m.name for m in cache.cached_models(whole=False) if m not in models]:
+        typer.echo(f"files are missing from {', '.join(damaged)}: pull again, or `qafila models remove`", err=True)
     if waiting := cache.unfinished():
         size = cache.human_size(waiting)
         typer.echo(f"{size} of unfinished downloads: pull again to resume, or `qafila models clean`", err=True)
@@ -78,7 +80,7 @@ def _verify(
     from qafila.errors import ModelNotFoundError
     from qafila.weights import cache
 
-    models = cache.cached_models() if name is None else cache.find(name)
+    models = cache.cached_models(whole=False) if name is None else cache.find(name, whole=False)
     if name is not None and not models:
         raise ModelNotFoundError(f"no model {name!r} in the cache; `qafila models` lists them")
     damaged = {m.folder: cache.verify(m) for m in models}

@@ -13,9 +13,13 @@ import torch
 from qafila.errors import ContextLengthError, UsageError
 from qafila.model.cache import KVCache
 from qafila.model.llama import LlamaModel
+from qafila.model.out_of_memory import memory_told
 from qafila.sampling import Logits, SamplingParams, check_seed, sample, uniform
 
 FinishReason = Literal["stop", "stop_string", "length"]
+
+#: Tokens that go through the layers at once; `qafila.memory` counts on it.
+PREFILL_TOKENS = 512
 
 
 class TextStream(Protocol):
@@ -59,7 +63,8 @@ def generate(
 ) -> Iterator[GeneratedToken]:
     """Continue ``prompt_ids``, one token at a time; arguments are checked before the first is asked for.
 
-    The same model, prompt, parameters and seed give the same tokens. The prompt is read in one forward pass.
+    The same model, prompt, parameters and seed give the same tokens. The prompt is read in portions of
+    :data:`PREFILL_TOKENS`, so that a long one needs room for its cache and not for all its activations at once.
 
     Args:
         model: the model.
@@ -82,19 +87,17 @@ def generate(
     if not prompt_ids:
         raise UsageError("the prompt has no tokens; give at least one")
     rows = config.vocab_size + config.extra_embeddings
-    wrong = next((i for i in prompt_ids if not 0 <= i < rows), None)
-    if wrong is not None:
-        raise UsageError(f"the prompt has token {wrong}, but the model's tokens go from 0 to {rows - 1}")
+    check_ids(prompt_ids, rows)
     if len(prompt_ids) >= config.context_length:
         raise ContextLengthError(
             f"the prompt has {len(prompt_ids)} tokens, but the model's context holds {config.context_length} with the "
             "answer; shorten the prompt"
         )
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens must be 1 or more, not {max_tokens!r}")
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
     if stop_strings and text_stream is None:
         raise UsageError("stop strings need a tokenizer to decode the text")
-    if isinstance(stop_strings, str) or not all(stop_strings):
+    if isinstance(stop_strings, str) or not all(isinstance(stop, str) and stop for stop in stop_strings):
         raise UsageError(f"stop_strings must be a list of strings that are not empty, not {stop_strings!r}")
     if seed is None:
         seed = secrets.randbits(64)
@@ -107,6 +110,14 @@ def generate(
     cache.truncate(min(cache.length, len(prompt_ids) - 1))
     text = _Text(text_stream, stop_strings)
     return _steps(model, list(prompt_ids), params, limit, frozenset(stop_ids), text, seed, sample_index, cache)
+
+
+def check_ids(prompt_ids: Sequence[int], rows: int) -> None:
+    """Raise :class:`UsageError` unless every id is a whole number below ``rows``, the embedding's."""
+    for i in prompt_ids:
+        # NumPy's integers will do; a float would be cut off without a word.
+        if isinstance(i, bool) or not hasattr(i, "__index__") or not 0 <= i < rows:
+            raise UsageError(f"the prompt has token {i!r:.40}, but the model's tokens go from 0 to {rows - 1}")
 
 
 def _steps(
@@ -142,10 +153,16 @@ def _steps(
 
 
 def next_logits(model: LlamaModel, new_ids: Sequence[int], cache: KVCache) -> Logits:
-    """Read ``new_ids`` after what ``cache`` has seen; logits ``[V]`` of the token that follows, on the CPU."""
-    with torch.inference_mode():
+    """Read ``new_ids`` after what ``cache`` has seen; logits ``[V]`` of the token that follows, on the CPU.
+
+    Raises:
+        QafilaError: the memory does not suffice.
+    """
+    with torch.inference_mode(), memory_told(f"{cache.length + len(new_ids)} tokens of context"):
         ids_BT = torch.tensor([list(new_ids)], dtype=torch.int64, device=model.device)
-        logits: Logits = model(ids_BT, cache=cache, last_only=True)[0, -1].cpu().numpy()
+        for start in range(0, len(new_ids), PREFILL_TOKENS):
+            last_B1V = model(ids_BT[:, start : start + PREFILL_TOKENS], cache=cache, last_only=True)
+        logits: Logits = last_B1V[0, -1].cpu().numpy()
         return logits
 
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -26,7 +25,7 @@ void for_each_piece(std::size_t count, std::size_t threads, const Task& task) {
         const std::size_t end = begin + (count - begin) / (threads - i);
         try {
             started.emplace_back([&task, begin, end] { task(begin, end); });
-        } catch (const std::system_error&) {
+        } catch (...) {  // no thread to be had, or no memory for one
             break;
         }
         begin = end;

@@ -58,6 +58,11 @@ class TokenWriter:
 
     def ids(self, ids: Sequence[int], *, learn: bool = False) -> None:
         """Add tokens as they are; text that follows continues them."""
+        if wrong := next((i for i in ids if not 0 <= i < self._tokenizer.vocab_size), None):
+            raise ChatError(
+                f"messages: the ids of an answer hold {wrong}, outside the vocabulary of {self._tokenizer.vocab_size} "
+                "tokens; leave ids out, or use the model that gave the answer"
+            )
         self._flush()
         self._ids.extend(ids)
         self._mask.extend([learn] * len(ids))

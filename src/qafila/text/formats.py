@@ -106,7 +106,8 @@ def _candidates(tokenizer: Tokenizer) -> list[ChatFormat]:
         names = ("chatml", "smollm2")
     elif "<step>" in special:
         names = ("code-llama-70b",)
-    return [chat_format(name, tokenizer) for name in names]
+    found = [chat_format(name, tokenizer) for name in names]
+    return [*found, chat_format("llama-3", tokenizer, strip=True)] if "llama-3" in names else found
 
 
 def _equal(named: ChatFormat, own: ChatFormat) -> bool:
@@ -145,6 +146,7 @@ _CALL = (
 )
 _PROBES: tuple[tuple[tuple[Message, ...], tuple[ToolSchema, ...]], ...] = (
     (_HELLO, ()),
+    ((Message("user", "  Space around. \n"),), ()),
     (_TALK, ()),
     ((_SYSTEM, *_HELLO), ()),
     ((_SYSTEM, *_TALK, Message("assistant", "Fine."), Message("user", "Bye")), ()),

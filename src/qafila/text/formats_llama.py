@@ -27,6 +27,7 @@ class HeaderFormat(ChatFormat):
     python_start: ClassVar[str]
     python_end: ClassVar[str | None] = None
     tool_format: ToolFormat = "json"
+    strip: bool = False
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -96,7 +97,7 @@ class HeaderFormat(ChatFormat):
 
     def _message(self, writer: TokenWriter, role: str, text: str, end: str | None = None) -> None:
         self._header(writer, role)
-        writer.text(text)
+        writer.text(text.strip() if self.strip else text)
         writer.token(self._special(end or self.turn_end))
 
     def _assistant(self, writer: TokenWriter, message: Message) -> None:
@@ -109,7 +110,7 @@ class HeaderFormat(ChatFormat):
             python = self._starts_python(message.tool_calls)
             if python:
                 writer.token(self._special(self.python_start), learn=True)
-            writer.text(message.text, learn=True)
+            writer.text(message.text.strip() if self.strip else message.text, learn=True)
             if message.tool_calls:
                 writer.break_run()
                 writer.text(render_tool_calls(message.tool_calls, self.tool_format), learn=True)
@@ -148,7 +149,12 @@ class HeaderFormat(ChatFormat):
 
 
 class Llama3Format(HeaderFormat):
-    """Llama 3: ``<|start_header_id|>role<|end_header_id|>``, blank line, text, ``<|eot_id|>``; no tools."""
+    """Llama 3: ``<|start_header_id|>role<|end_header_id|>``, blank line, text, ``<|eot_id|>``; no tools.
+
+    Args:
+        tokenizer: a Llama 3 tokenizer.
+        strip: white space around the text of messages goes, as in the templates of the published checkpoints.
+    """
 
     name = "llama-3"
     header_start = "<|start_header_id|>"
@@ -156,6 +162,10 @@ class Llama3Format(HeaderFormat):
     turn_end = "<|eot_id|>"
     message_end = "<|eom_id|>"
     python_start = "<|python_tag|>"
+
+    def __init__(self, tokenizer: Tokenizer, *, strip: bool = False) -> None:
+        super().__init__(tokenizer)
+        self.strip = strip
 
     def render(
         self,

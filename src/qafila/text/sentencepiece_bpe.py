@@ -23,7 +23,7 @@ from qafila.text.sentencepiece_model import (
     write_model,
 )
 from qafila.text.tokenizer import Roles, StreamDecoder, Tokenizer
-from qafila.text.tokenizer_special import TokenFinder
+from qafila.text.tokenizer_special import TokenFinder, looks_like_control
 
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _RUNS = re.compile(" {2,}")
@@ -39,7 +39,11 @@ class SentencePieceBPE(Tokenizer):
     """
 
     def __init__(self, model: SentencePieceModel, roles: Roles, source: bytes | None = None) -> None:
-        pieces = model.pieces
+        pieces = tuple(
+            replace(piece, type=CONTROL) if piece.type == USER_DEFINED and looks_like_control(piece.text) else piece
+            for piece in model.pieces
+        )
+        model = replace(model, pieces=pieces)
         control = {piece.text: i for i, piece in enumerate(pieces) if piece.type in (CONTROL, UNKNOWN)}
         super().__init__(len(pieces), control, roles)
         self.model = model

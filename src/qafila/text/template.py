@@ -157,6 +157,7 @@ class TemplateFormat(ChatFormat):
             "eos_token": self._text_of(tokenizer.eos_id),
         }
         self._stop_ids: tuple[int, ...] | None = None
+        self._lead: str | None = None
 
     def _text_of(self, token_id: int | None) -> str:
         if token_id is None:
@@ -172,6 +173,24 @@ class TemplateFormat(ChatFormat):
             known.append(self._rendered_end())
             self._stop_ids = tuple(dict.fromkeys(token for token in known if token is not None))
         return self._stop_ids
+
+    def _space_before_answers(self) -> str:
+        """White space that the template writes behind its prompt, before an answer (Llama 2's: one space).
+
+        It is the answer's: the model, prompted without it, generates it.
+        """
+        if self._lead is None:
+            self._lead = ""
+            question, answer = Message("user", "Hi"), "Zebra"
+            try:
+                prompt = self._text([question], (), True, None, None)
+                text = self._text([question, Message("assistant", answer)], (), False, None, None)
+            except ChatError:
+                return ""
+            before, found, _ = text.partition(answer)
+            if found and before.startswith(prompt) and before[len(prompt) :].isspace():
+                self._lead = before[len(prompt) :]
+        return self._lead
 
     def _rendered_end(self) -> int | None:
         """The first special token that the template writes after an answer."""
@@ -222,6 +241,10 @@ class TemplateFormat(ChatFormat):
                 start = self._start_of_answer(shown[:index], tools, date, marks, text)
                 if start is not None:
                     starts[index] = start
+            elif message.role == "assistant" and marks is not None and (lead := self._space_before_answers()):
+                at = text.find(marks.opening(index))
+                if text.endswith(lead, 0, max(at, 0)):
+                    starts[index] = at - len(lead)
         atoms = self._atoms(text, marks, starts)
         return self._write(atoms, shown, starts, marks)
 
@@ -301,15 +324,16 @@ class TemplateFormat(ChatFormat):
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
+            own = [i for i, atom in enumerate(atoms) if marks and atom.mark == marks.answer(index)]
+            found = bool(own) and not message.tool_calls
             if index in starts:
                 first = next((i for i, atom in enumerate(atoms) if atom.start >= starts[index]), len(atoms))
-                last = first
+            elif own:
+                first = own[0]
             else:
-                own = [i for i, atom in enumerate(atoms) if marks and atom.mark == marks.answer(index)]
-                if not own:
-                    continue
-                first, last = own[0], own[-1] + 1
-            answers[first] = (self._end_of_answer(atoms, last, found=index not in starts), index)
+                continue
+            last = own[-1] + 1 if own and (found or index not in starts) else first
+            answers[first] = (self._end_of_answer(atoms, last, found=found or index not in starts), index)
         writer = TokenWriter(self.tokenizer)
         position = 0
         if (

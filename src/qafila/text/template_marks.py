@@ -52,6 +52,10 @@ class Marks:
         """The number of the mark around the text of an assistant message."""
         return index
 
+    def opening(self, index: int) -> str:
+        """The mark in front of the text of a message."""
+        return f"{self._open}{index}{self._close}"
+
     def message(self, text: str, index: int) -> str:
         """Mark the text of a message; outer white space stays outside, where templates trim it."""
         core = text.strip()

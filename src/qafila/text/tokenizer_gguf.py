@@ -21,6 +21,7 @@ from qafila.text.sentencepiece_model import (
 )
 from qafila.text.tokenizer import Roles, Tokenizer
 from qafila.text.tokenizer_json import parse_merges
+from qafila.text.tokenizer_special import looks_like_control
 
 if TYPE_CHECKING:
     from qafila.text.bpe import ByteLevelBPE
@@ -89,7 +90,8 @@ def _byte_level(keys: Mapping[str, object], texts: list[str], types: list[int]) 
     added: dict[str, int] = {}
     for i, (text, kind) in enumerate(zip(texts, types, strict=True)):
         data = unspell(text)
-        if kind in (CONTROL, UNKNOWN) or (kind == NORMAL and data is None):
+        control = kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and looks_like_control(text))
+        if control or (kind == NORMAL and data is None):
             # Some converters call their control tokens normal; what no bytes can spell is one.
             special[text] = i
         elif kind == USER_DEFINED:

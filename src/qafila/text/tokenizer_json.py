@@ -10,7 +10,7 @@ from qafila.errors import TokenizerError
 from qafila.text.bpe_core import unspell
 from qafila.text.bpe_patterns import pre_tokenizer_like
 from qafila.text.tokenizer import Roles, Tokenizer
-from qafila.text.tokenizer_special import named_ids
+from qafila.text.tokenizer_special import looks_like_control, named_ids
 
 _SPACE = "\u2581"
 LLAMA_NORMALIZER: dict[str, object] = {
@@ -45,6 +45,7 @@ def tokenizer_from_document(document: Mapping[str, Any], config: Mapping[str, ob
     if not isinstance(model, dict):
         raise TokenizerError("tokenizer.json: no 'model' in it")
     added = _added_tokens(document)
+    document = {**document, "added_tokens": list(added.values())}
     try:
         json.dumps(document, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
@@ -178,7 +179,8 @@ def _added_tokens(document: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
             raise TokenizerError(
                 f"tokenizer.json: 'added_tokens' has the id {entry['id']} twice, or it is out of range"
             )
-        added[entry["id"]] = {**entry, "special": bool(entry.get("special"))}
+        special = bool(entry.get("special")) or looks_like_control(entry["content"])
+        added[entry["id"]] = {**entry, "special": special}
     return added
 
 

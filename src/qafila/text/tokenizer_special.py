@@ -6,6 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+_CONTROL_LOOKING = re.compile(r"<[|｜][^<>\s]{1,64}[|｜]>")  # DeepSeek's bars are full-width
+
+
+def looks_like_control(text: str) -> bool:
+    """Whether a token's text has the form of a control token (``<|im_start|>``), whatever its file says of it.
+
+    Many files list such tokens as plain added ones, which are found in any text: a message could then open a turn.
+    """
+    return _CONTROL_LOOKING.fullmatch(text) is not None
+
 
 class TokenFinder:
     """Splits text at given tokens: leftmost first, the longest where several begin at the same place."""

@@ -52,7 +52,7 @@ def parse_tool_calls(text: str, *, id_prefix: str = "call") -> tuple[ToolCall, .
     if not text or len(text) > MAX_CHARACTERS:
         return None
     found = _function_tags(text) or _tool_call_tags(text) or _json_calls(text) or _python_calls(text) or _builtin(text)
-    if not found or len(found) > MAX_CALLS:
+    if not found or len(found) > MAX_CALLS or not _writable(found):
         return None
     return tuple(ToolCall(f"{id_prefix}_{i}", name, arguments) for i, (name, arguments) in enumerate(found))
 
@@ -269,6 +269,15 @@ def _builtin(text: str) -> Found:
         separator = _SEPARATOR.match(text, match.end())
         position = separator.end() if separator else match.end()
     return found
+
+
+def _writable(found: Found) -> bool:
+    """Whether the calls can be written as JSON and UTF-8: no half surrogate, infinity or number beyond printing."""
+    try:
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _nesting(text: str) -> int:

@@ -43,7 +43,6 @@ _INERT: Final = frozenset(
         "eva_config",
         "exclude_modules",
         "inference_mode",
-        "init_lora_weights",
         "layers_pattern",
         "layers_to_transform",
         "loftq_config",
@@ -76,6 +75,8 @@ _OFF: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "velora_config": ({},),
     }
 )
+# These initialisations change the base model's weights too: what was trained does not belong on the published ones.
+_RESIDUAL: Final = re.compile(r"(pissa|corda).*|olora|loftq|lora_ga", re.IGNORECASE)
 _MAX_RANK = 1 << 16
 _MAX_NAME = 200
 
@@ -144,6 +145,13 @@ def read_adapter(folder: str | Path) -> Adapter:
     kind = fields.text("peft_type")
     if kind != "LORA":
         raise UnsupportedError(path, f"peft_type is {show(kind)}; Qafila applies LORA adapters only")
+    start = fields.value("init_lora_weights")
+    if isinstance(start, str) and _RESIDUAL.fullmatch(start):
+        raise UnsupportedError(
+            path,
+            f"init_lora_weights is {show(start)}, which changes the base model; save it as a plain LoRA with peft's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
     targets = fields.value("target_modules")
     adapter = Adapter(
         rank=fields.integer("r", 8, least=1, most=_MAX_RANK),

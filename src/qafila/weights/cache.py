@@ -18,8 +18,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -54,7 +55,8 @@ class CachedModel:
     """A model in the cache, as its manifest tells it.
 
     ``main`` is what a loader opens, relative to ``folder``: a GGUF file, or ``.`` for a folder of files. ``fetched`` is
-    an ISO 8601 time in UTC. ``revision`` is what was asked for, ``commit`` what it was then.
+    an ISO 8601 time in UTC. ``revision`` is what was asked for, ``commit`` what it was then, and ``aliases`` are other
+    branches and tags that were found to be the same commit.
     """
 
     name: str
@@ -66,6 +68,7 @@ class CachedModel:
     revision: str | None = None
     commit: str | None = None
     license: str | None = None
+    aliases: tuple[str, ...] = ()
     folder: Path = Path()
 
     @property
@@ -80,8 +83,12 @@ class CachedModel:
 
 
 def home() -> Path:
-    """The root of the cache: ``QAFILA_HOME``, by default ``~/.cache/qafila``."""
-    return Path(os.environ.get("QAFILA_HOME") or "~/.cache/qafila").expanduser().absolute()
+    """The root of the cache: ``QAFILA_HOME``, by default ``~/.cache/qafila``; UsageError where ``~`` is nobody's."""
+    place = os.environ.get("QAFILA_HOME") or "~/.cache/qafila"
+    try:
+        return Path(place).expanduser().absolute()
+    except RuntimeError:  # a user that is unknown, or (in a container) one without HOME
+        raise UsageError(f"{place}: there is no such home folder; set QAFILA_HOME to a folder") from None
 
 
 def human_size(nbytes: float) -> str:
@@ -94,8 +101,8 @@ def human_size(nbytes: float) -> str:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """The time in UTC, ISO 8601, to the millisecond: the newest snapshot is the one that counts."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def is_safe_path(name: str) -> bool:
@@ -185,12 +192,7 @@ def staging(key: str) -> Path:
 def publish(model: CachedModel, content: Path, target: Path) -> CachedModel:
     """Write the manifest beside the files in ``content`` and rename the folder to ``target``: the model is there."""
     with storage_errors(target):
-        record = asdict(model)
-        del record["folder"]
-        with (content / MANIFEST).open("w", encoding="utf-8") as stream:
-            json.dump(record, stream, indent=2, ensure_ascii=False)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_manifest(model, content / MANIFEST)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # a folder without a valid manifest, or a model that failed its check
             shutil.rmtree(target)
@@ -198,18 +200,43 @@ def publish(model: CachedModel, content: Path, target: Path) -> CachedModel:
     return replace(model, folder=target)
 
 
+def _write_manifest(model: CachedModel, path: Path) -> None:
+    record = asdict(model)
+    del record["folder"]
+    with path.open("w", encoding="utf-8") as stream:
+        json.dump(record, stream, indent=2, ensure_ascii=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def add_revision(model: CachedModel, revision: str, work: Path) -> CachedModel:
+    """Note in a cached model's manifest that ``revision`` is its commit as well, and as of now.
+
+    ``work`` is the staging folder that the new manifest is written in. The caller holds the model's lock.
+    """
+    aliases = tuple(dict.fromkeys(one for one in (*model.aliases, revision) if one != model.revision))
+    model = replace(model, fetched=now(), aliases=aliases)
+    with storage_errors(model.folder):
+        _write_manifest(model, work / MANIFEST)
+        (work / MANIFEST).replace(model.folder / MANIFEST)
+        with contextlib.suppress(OSError):
+            work.rmdir()
+    return model
+
+
 def read_manifest(folder: Path) -> CachedModel:
     """The model in ``folder``; raises FormatError when its manifest is not one of ours."""
     path = folder / MANIFEST
     try:
         with path.open("rb") as stream:
-            text = stream.read(_MANIFEST_LIMIT)
-        record = json.loads(text)
+            record = json.loads(stream.read(_MANIFEST_LIMIT))
         files = tuple(CachedFile(str(f["path"]), int(f["size"]), str(f["hash"])) for f in record.pop("files"))
-        model = CachedModel(files=files, folder=folder, **record)
-        for field in (model.name, model.source, model.format, model.main, model.fetched):
-            if not isinstance(field, str):
-                raise TypeError(field)
+        aliases = tuple(record.pop("aliases", ()))
+        model = CachedModel(files=files, folder=folder, aliases=aliases, **record)
+        optional = [one for one in (model.revision, model.commit, model.license) if one is not None]
+        for text in (model.name, model.source, model.format, model.main, model.fetched, *optional, *aliases):
+            if not isinstance(text, str):
+                raise TypeError(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(path, "not a manifest of the model cache; remove the folder and pull again") from error
     if not all(is_safe_path(name) for name in (*(file.path for file in files), *({model.main} - {"."}))):
@@ -217,34 +244,50 @@ def read_manifest(folder: Path) -> CachedModel:
     return model
 
 
-def cached_models() -> list[CachedModel]:
-    """Every whole model in the cache, by name and then newest first; folders without a good manifest are not models."""
+def cached_models(*, whole: bool = True) -> list[CachedModel]:
+    """Every model in the cache, by name and then newest first; folders without a good manifest are not models.
+
+    ``whole=False`` gives those too that have lost a file since they were fetched.
+    """
     models = []
     root = home() / "models"
     for manifest in sorted([*root.glob(f"*/{MANIFEST}"), *root.glob(f"hf/*/*/{MANIFEST}")]):
         with contextlib.suppress(FormatError, OSError):
             model = read_manifest(manifest.parent)
-            if all((model.folder / f.path).is_file() for f in model.files):
+            if not whole or all((model.folder / f.path).is_file() for f in model.files):
                 models.append(model)
     models.sort(key=lambda m: m.fetched, reverse=True)
     return sorted(models, key=lambda m: m.name)
 
 
-def find(name: str) -> list[CachedModel]:
-    """The cached models called ``name``: ``default``, ``hf:owner/name``, ``owner/name``, ``name`` or a GGUF's name."""
+def find(name: str, *, whole: bool = True) -> list[CachedModel]:
+    """The cached models called ``name``: ``default``, ``hf:owner/name``, ``owner/name``, ``name`` or a GGUF's name.
+
+    A model's whole name means that model, even where it begins the name of another (``hf:owner/name:file``).
+    """
     wanted = name.casefold()
+    models = cached_models(whole=whole)
+    exact = [m for m in models if wanted in (m.name.casefold(), m.name.removeprefix("hf:").casefold())]
+    if exact:
+        return exact
     found = []
-    for model in cached_models():
+    for model in models:
         repo = model.name.removeprefix("hf:").partition(":")[0]
         names = {model.name, model.name.removeprefix("hf:"), repo, f"hf:{repo}", repo.rpartition("/")[2]}
         if model.main != ".":
             names |= {PurePosixPath(model.main).name, PurePosixPath(model.main).stem}
         if model.commit:
-            names |= {f"{n}@{model.commit}" for n in list(names)}
-            names |= {f"{n}@{model.revision}" for n in list(names) if model.revision}
+            plain = list(names)
+            names |= {f"{n}@{model.commit}" for n in plain}
+            names |= {f"{n}@{revision}" for n in plain for revision in (model.revision, *model.aliases) if revision}
         if wanted in {n.casefold() for n in names}:
             found.append(model)
     return found
+
+
+def preferred(models: Sequence[CachedModel]) -> CachedModel:
+    """Of several snapshots (at least one) the one that a name without a revision means: main's, then the newest."""
+    return max(models, key=lambda m: ("main" in (m.revision, *m.aliases), m.fetched))
 
 
 def verify(model: CachedModel) -> list[str]:
@@ -266,7 +309,7 @@ def remove(name: str) -> list[CachedModel]:
 
     Raises ModelNotFoundError when there is none, UsageError when the name fits models of different names.
     """
-    models = find(name)
+    models = find(name, whole=False)
     if not models:
         raise ModelNotFoundError(f"no model {name!r} in the cache; `qafila models` lists them")
     names = sorted({model.name for model in models})
@@ -275,9 +318,10 @@ def remove(name: str) -> list[CachedModel]:
     for model in models:
         with storage_errors(model.folder):
             # Away from its name first: a model that is half deleted must not be found.
-            doomed = staging("removed") / f"{os.getpid()}-{model.folder.name}"
-            model.folder.replace(doomed)
-            shutil.rmtree(doomed)
+            doomed = staging("removed") / secrets.token_hex(8)
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes it at the same time
+                model.folder.replace(doomed)
+                shutil.rmtree(doomed)
             with contextlib.suppress(OSError):
                 model.folder.parent.rmdir()
     return models

@@ -159,21 +159,36 @@ def _rope_scaling(keys: _Keys, tensors: Mapping[str, LazyTensor], head_dim: int)
     if factors is not None:
         if factors.dtype.name != "F32" or factors.shape != (head_dim // 2,):
             raise FormatError(keys.path, f"{ROPE_FACTORS} must be {head_dim // 2} float32 values")
-        return _named_scaling(factors.read().data.view("<f4"), keys)
-    kind = keys.metadata.get(f"{keys.architecture}.rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    if kind != "linear":
-        raise UnsupportedError(keys.path, f"rope scaling {shown(kind)} is not one a Llama uses")
-    factor = keys.positive("rope.scaling.factor")
+        return _named_scaling(factors.read().data.view("<f4"), _linear_factor(keys), keys)
+    factor = _linear_factor(keys)
     return RopeScaling("linear", factor=factor) if factor != 1 else None
 
 
-def _named_scaling(divisors: npt.NDArray[np.float32], keys: _Keys) -> RopeScaling | None:
+def _linear_factor(keys: _Keys) -> float:
+    """What every frequency is divided by besides ``rope_freqs.weight``, 1 where nothing is said.
+
+    As llama.cpp reads it: scaling is linear unless another kind is named, early files have the factor under
+    ``rope.scale_linear``, and a factor of 0 is none.
+    """
+    kind = keys.metadata.get(f"{keys.architecture}.rope.scaling.type", "linear")
+    if kind == "none":
+        return 1.0
+    if kind != "linear":
+        raise UnsupportedError(keys.path, f"rope scaling {shown(kind)} is not one a Llama uses")
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        if f"{keys.architecture}.{key}" in keys.metadata:
+            return keys.positive(key) if keys.number(key) != 0 else 1.0
+    return 1.0
+
+
+def _named_scaling(divisors: npt.NDArray[np.float32], factor: float, keys: _Keys) -> RopeScaling | None:
+    """The scaling that ``divisors``, and ``factor`` on top of them, amount to."""
     if not (np.isfinite(divisors).all() and (divisors > 0).all()):
         raise FormatError(keys.path, f"{ROPE_FACTORS} has values that are not positive numbers")
     if (divisors == 1).all():
-        return None
+        return RopeScaling("linear", factor=factor) if factor != 1 else None
+    if factor != 1:
+        return RopeScaling("explicit", divisors=tuple(float(d) * factor for d in divisors))
     theta = keys.positive("rope.freq_base", 10_000.0)
     for low, high, original in _PUBLISHED_BANDS:
         named = RopeScaling("llama3", float(divisors.max()), low, high, original)

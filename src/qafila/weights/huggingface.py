@@ -9,14 +9,13 @@ fetch over plain HTTP because ``huggingface_hub`` 2 starts an interrupted file a
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -25,91 +24,53 @@ from qafila.errors import DownloadError, ModelNotFoundError, UsageError
 from qafila.weights import cache
 from qafila.weights.cache import CachedFile, CachedModel
 from qafila.weights.progress import Progress
+from qafila.weights.repository import WEIGHTS, Listing, Source, choose, format_of, is_legal, parse
 
 if TYPE_CHECKING:
     import httpx
 
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+__all__ = ["Listing", "Source", "choose", "find_cached", "parse", "pull"]
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LISTING_LIMIT = 32 << 20
+_LEGAL_BYTES = 1 << 20  # the longest licence is some 30 kB
 _ATTEMPTS = 5
 _RETRY_SECONDS = 1.0
 _TIMEOUT_SECONDS = 30.0
 _TRANSIENT = (429, 500, 502, 503, 504)
 
-# What a folder of safetensors needs, all of it at the top of the repository. Pickles (.bin, .pth) only when asked for.
-_NEEDED = (
-    *("config.json", "generation_config.json", "adapter_config.json", "*.safetensors.index.json", "*.safetensors"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"),
-)
-_LEGAL = ("LICENSE*", "USE_POLICY*")
-_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pth", ".pt")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """``hf:owner/name[@revision][:file]``; ``pattern`` is a file name or a pattern such as ``original/*``."""
-
-    repo: str
-    revision: str | None = None
-    pattern: str | None = None
-
-    def __str__(self) -> str:
-        at = f"@{self.revision}" if self.revision else ""
-        return f"hf:{self.repo}{at}" + (f":{self.pattern}" if self.pattern else "")
-
-    @property
-    def name(self) -> str:
-        """What the model is called in the cache, whatever its revision."""
-        return f"hf:{self.repo}" + (f":{self.pattern}" if self.pattern else "")
-
-    @property
-    def folder(self) -> Path:
-        """Where the snapshots of the repository lie."""
-        return cache.home() / "models" / "hf" / self.repo.replace("/", "--")
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A repository at one commit, as the hub tells it; names, sizes and hashes are checked for shape, not for truth."""
-
-    commit: str
-    files: tuple[CachedFile, ...]
-    license: str | None
-    gated: bool
-
-
-def parse(text: str, *, file: str | None = None, revision: str | None = None) -> Source:
-    """Read ``hf:owner/name[@revision][:file]``; raises UsageError."""
-    repo, colon, pattern = text.removeprefix("hf:").partition(":")
-    repo, at, rev = repo.partition("@")
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise UsageError(f"{text!r} is not hf:owner/name, hf:owner/name@revision or hf:owner/name:file")
-    if (colon and not pattern) or (at and not rev):
-        raise UsageError(f"{text!r} ends where a {'file' if colon else 'revision'} should follow")
-    if (colon and file) or (at and revision):
-        raise UsageError(f"{text!r} and --{'file' if colon and file else 'revision'} say the same thing twice")
-    return Source(repo, rev or revision or None, pattern or file or None)
-
 
 def find_cached(source: Source) -> CachedModel | None:
     """The newest cached snapshot that ``source`` may mean, without asking the hub.
 
-    Without a file pattern, a snapshot that was pulled with one will do when it is the only one of that revision.
+    Without a revision it is the one of the main branch, and another only where that is not there. Without a file
+    pattern, a snapshot that was pulled with one will do when it is the only one of that revision.
     """
     models = [m for m in cache.cached_models() if m.folder.parent == source.folder]
     if source.revision is not None:
         rev = source.revision
         short = len(rev) >= 7 and re.fullmatch("[0-9a-f]+", rev)
-        models = [m for m in models if m.revision == rev or (short and m.commit and m.commit.startswith(rev))]
+        models = [
+            m for m in models if rev in (m.revision, *m.aliases) or (short and m.commit and m.commit.startswith(rev))
+        ]
     exact = [m for m in models if m.name == source.name]
     if not exact and source.pattern is None and len({m.name for m in models}) == 1:
         exact = models
-    return max(exact, key=lambda m: m.fetched, default=None)
+    return cache.preferred(exact) if exact else None
 
 
 def pull(source: Source, progress: Progress, notice: Callable[[str], None] | None = None) -> CachedModel:
     """Bring ``source`` into the cache (or find that it is there) and return it; raises as ``hub.pull`` does."""
+    try:
+        return _pull(source, progress, notice)
+    except DownloadError as error:
+        found = find_cached(source)
+        if found is None:
+            raise
+        raise DownloadError(f"{error}; the copy of {found.fetched[:10]} in the cache opens as {source}") from error
+
+
+def _pull(source: Source, progress: Progress, notice: Callable[[str], None] | None) -> CachedModel:
     if source.revision and _COMMIT.fullmatch(source.revision):
         found = find_cached(source)
         if found is not None and found.name == source.name:
@@ -118,22 +79,26 @@ def pull(source: Source, progress: Progress, notice: Callable[[str], None] | Non
         listing = _list(client, source)
         chosen, main = choose(source, listing)
         target = source.folder / (listing.commit + (f"+{cache.key_of(source.pattern)}" if source.pattern else ""))
+        revision = source.revision or "main"
         key = cache.key_of("hf", source.repo, listing.commit, source.pattern or "")
         with cache.locked(key):
             for model in cache.cached_models():
                 if model.folder == target and model.files == chosen:
-                    return model
+                    known = find_cached(replace(source, revision=revision))
+                    if known is not None and known.folder == target:
+                        return model
+                    return cache.add_revision(model, revision, cache.staging(key))
             work = cache.staging(key)
             content = work / "files"
             _fetch_all(client, source, listing, chosen, work, progress, notice)
             model = CachedModel(
                 name=source.name,
                 source=str(source),
-                format=_format(chosen, main),
+                format=format_of(chosen, main),
                 main=main,
                 fetched=cache.now(),
                 files=chosen,
-                revision=source.revision or "main",
+                revision=revision,
                 commit=listing.commit,
                 license=listing.license,
             )
@@ -146,88 +111,60 @@ def pull(source: Source, progress: Progress, notice: Callable[[str], None] | Non
             return published
 
 
-def _match(name: str, patterns: tuple[str, ...]) -> bool:
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def choose(source: Source, listing: Listing) -> tuple[tuple[CachedFile, ...], str]:
-    """The files to fetch and what a loader opens (``.`` for the folder itself).
-
-    Raises:
-        ModelNotFoundError: no file fits the pattern.
-        UsageError: there are several GGUF files and none was chosen, or no weights that are fetched unasked.
-    """
-    legal = [f for f in listing.files if _match(f.path, _LEGAL)]
-    if source.pattern is not None:
-        picked = [f for f in listing.files if fnmatch.fnmatchcase(f.path, source.pattern)]
-        if not picked:
-            some = ", ".join(f.path for f in listing.files if f.path.endswith(_WEIGHTS)) or "no weights"
-            raise ModelNotFoundError(f"{source}: the repository has no such file; it has {some[:300]}")
-        main = picked[0].path
-        if len(picked) > 1:
-            main = os.path.commonpath([str(PurePosixPath(f.path).parent) for f in picked]) or "."
-    elif any(_match(f.path, ("*.safetensors",)) for f in listing.files):
-        picked = [f for f in listing.files if _match(f.path, _NEEDED)]
-        main = "."
-    else:
-        picked = [f for f in listing.files if f.path.endswith(".gguf")]
-        names = ", ".join(f.path for f in picked)
-        if len(picked) > 1:
-            raise UsageError(f"{source} has several GGUF files; choose one with --file: {names[:600]}")
-        if not picked:
-            others = ", ".join(f.path for f in listing.files if f.path.endswith(_WEIGHTS)) or "no weights at all"
-            raise UsageError(
-                f"{source} has neither safetensors nor GGUF but {others[:300]}; --file PATTERN takes such files"
-            )
-        main = picked[0].path
-    # The licence comes first, so that it is read before the weights are fetched.
-    files = legal + sorted((f for f in picked if f not in legal), key=lambda f: (f.size, f.path))
-    return tuple(files), main
-
-
-def _format(files: tuple[CachedFile, ...], main: str) -> str:
-    names = {PurePosixPath(f.path).name for f in files}
-    if main.endswith(".gguf"):
-        return "gguf"
-    if "adapter_config.json" in names:
-        return "adapter"
-    if any(name.endswith(".pth") for name in names):
-        return "meta"
-    return "hf" if "config.json" in names else PurePosixPath(main).suffix.lstrip(".") or "files"
-
-
 def _endpoint() -> str:
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).netloc:
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").strip().rstrip("/")
+    try:
+        parts = urlsplit(endpoint)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not close, a port out of range
+        sound = False
+    if not sound or not re.fullmatch(r"[!-~]+", endpoint) or parts.query or parts.fragment:
         raise UsageError(f"HF_ENDPOINT must be a web address such as https://huggingface.co, not {endpoint!r}")
+    if parts.username is not None or parts.password is not None:  # it would be in every message, and replace the token
+        raise UsageError("HF_ENDPOINT holds a user name or password; put a token into HF_TOKEN instead")
     return endpoint
+
+
+def _token() -> str | None:
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        from huggingface_hub import get_token  # a saved `hf auth login`
+
+        token = get_token()
+    token = (token or "").strip()
+    if not re.fullmatch(r"[!-~]*", token):  # never show it
+        raise UsageError("HF_TOKEN holds spaces, line ends or letters that no token has; set it again")
+    return token or None
 
 
 @contextlib.contextmanager
 def _client() -> Iterator[httpx.Client]:
     import httpx
 
+    endpoint = _endpoint()
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise DownloadError("HF_HUB_OFFLINE is set, so nothing is fetched from the hub; unset it and try again")
     headers = {"user-agent": f"qafila/{__version__}", "accept-encoding": "identity"}
-    token = os.environ.get("HF_TOKEN")
-    if not token:
-        from huggingface_hub import get_token  # a saved `hf auth login`
-
-        token = get_token()
-    if token:
-        headers["authorization"] = f"Bearer {token.strip()}"
-    # On a redirect to another host (the hub's store of large files) httpx drops the token.
+    if token := _token():
+        headers["authorization"] = f"Bearer {token}"
     try:
-        with httpx.Client(headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True) as client:
+        # On a redirect to another host (the hub's store of large files) httpx drops the token.
+        client = httpx.Client(headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True)
+    except (ValueError, ImportError, OSError, httpx.InvalidURL):  # its messages would show a proxy's password
+        raise DownloadError(
+            "the proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) or the certificates (SSL_CERT_FILE, SSL_CERT_DIR) of the "
+            "environment cannot be used; proxies are http://host:port"
+        ) from None
+    try:
+        with client:
             yield client
     except httpx.TransportError as error:
         raise DownloadError(
-            f"{_endpoint()} cannot be reached ({error or type(error).__name__}); check the network and HF_ENDPOINT, "
+            f"{endpoint} cannot be reached ({error or type(error).__name__}); check the network and HF_ENDPOINT, "
             "and run the same command again (it resumes)"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise DownloadError(f"{_endpoint()} answers what cannot be understood: {error}") from error
+        raise DownloadError(f"{endpoint} answers what cannot be understood: {error}") from error
 
 
 def _refuse(response: httpx.Response, source: Source, what: str) -> None:
@@ -240,6 +177,8 @@ def _refuse(response: httpx.Response, source: Source, what: str) -> None:
     if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
         how = "with the account of this HF_TOKEN" if with_token else "and set HF_TOKEN to a token of that account"
         raise DownloadError(f"hf:{source.repo} is gated: accept its licence at {page} {how}")
+    if status == 401 and with_token and not code:
+        raise DownloadError(f"{_endpoint()} refuses the token; set HF_TOKEN to one that is valid, or unset it")
     if code == "RevisionNotFound":
         raise ModelNotFoundError(f"hf:{source.repo} has no revision {source.revision!r}; its branches are at {page}")
     if code == "EntryNotFound" or (status == 404 and what != "the listing"):
@@ -256,7 +195,7 @@ def _list(client: httpx.Client, source: Source) -> Listing:
     url = f"{_endpoint()}/api/models/{source.repo}/revision/{revision}?blobs=true"
     with client.stream("GET", url) as response:
         _refuse(response, source, "the listing")
-        body = b""
+        body = bytearray()
         for chunk in response.iter_bytes():
             body += chunk
             if len(body) > _LISTING_LIMIT:
@@ -275,7 +214,9 @@ def _read_listing(data: Any) -> Listing:
     for sibling in data["siblings"]:
         path = sibling["rfilename"]
         if not cache.is_safe_path(path) or path == cache.MANIFEST:
-            raise ValueError(f"file name {path!r} is refused")
+            if path.endswith(WEIGHTS):
+                raise ValueError(f"file name {path!r} is refused")
+            continue  # a screenshot with a colon in its name is no reason to refuse the model; it is not fetched
         lfs = sibling.get("lfs")
         size = lfs["size"] if lfs else sibling["size"]
         kind, digest = ("sha256", lfs["sha256"]) if lfs else ("git-sha1", sibling["blobId"])
@@ -310,7 +251,7 @@ def _fetch_all(
         cache.require_space(work, max(0, sum(f.size for f in files) - there), str(source))
     told = notice is None or not listing.gated
     for file in files:
-        if not told and not _match(file.path, _LEGAL):
+        if not told and not is_legal(file.path):
             assert notice is not None
             notice(_legal_text(source, listing, content))
             told = True
@@ -326,8 +267,9 @@ def _fetch_all(
 def _legal_text(source: Source, listing: Listing, content: Path) -> str:
     text = f"{source.repo} is gated. By using it you accept its licence: {listing.license or 'see its page'}."
     for path in sorted(content.iterdir()):
-        if _match(path.name, _LEGAL):
-            lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if is_legal(path.name):
+            with path.open("rb") as file:
+                lines = file.read(_LEGAL_BYTES).decode(errors="replace").strip().splitlines()
             more = [f"[{len(lines) - 20} more lines, kept with the model]"] if len(lines) > 20 else []
             text += "\n\n" + "\n".join([f"-- {path.name}", *lines[:20], *more])
     return text

@@ -91,6 +91,7 @@ class _Program:
         self.at = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def wrong(self, problem: str) -> FormatError:
         return FormatError(self.path, f"not weights: {problem}")
@@ -168,6 +169,7 @@ class _Program:
             case "dict" if len(arguments) == 1 and type(arguments[0]) is list:
                 return self.dict_of(arguments[0])
             case "size" if len(arguments) == 1 and type(arguments[0]) in (tuple, list):
+                self.spend(len(arguments[0]))
                 return tuple(arguments[0])
             case "parameter" if len(arguments) in (2, 3) and type(arguments[0]) is View:
                 return arguments[0]
@@ -175,8 +177,15 @@ class _Program:
                 return self.tensor(*arguments[:4])
         raise self.wrong(f"it builds a {function.kind} wrongly")
 
+    def spend(self, items: int) -> None:
+        """Count what is copied: a list that is recalled and copied again and again would take any amount of memory."""
+        self.copied += items
+        if self.copied > len(self.code):
+            raise self.wrong("it copies one list again and again")
+
     def dict_of(self, pairs: list[Any]) -> dict[Any, Any]:
         """The dictionary of an OrderedDict as protocol 2 of Python 2 wrote it: a list of pairs."""
+        self.spend(len(pairs))
         built: dict[Any, Any] = {}
         for pair in pairs:
             if type(pair) not in (tuple, list) or len(pair) != 2:
@@ -202,6 +211,9 @@ class _Program:
         # Hashing a tuple walks all of it, and tuples that share their parts can make that walk endless.
         if type(key) not in (str, int, bool, type(None)):
             raise self.wrong("a dictionary has a key that is neither a string nor a number")
+        # Longer numbers can be chosen to hash alike, and a dictionary of such keys takes quadratic time.
+        if type(key) is int and not -(1 << 63) <= key < 1 << 64:
+            raise self.wrong("a dictionary has a number of more than 64 bits as a key")
         return key
 
     def fill(self, pairs: list[Any]) -> None:
