@@ -99,7 +99,7 @@ def test_adapters_are_counted_as_peft_counts_them() -> None:
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    from qafila.weights.hf_config import config_to_hf
+    from qafila.weights.hf_write import config_to_hf
 
     config = ModelConfig(dim=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, vocab_size=128)
     raw = config_to_hf(config)

@@ -8,7 +8,7 @@ from qafila.config import ModelConfig
 from qafila.errors import ConfigError
 from qafila.presets import preset
 from qafila.vision import vision_config, vision_parameters
-from qafila.weights.hf_config import config_to_hf
+from qafila.weights.hf_write import config_to_hf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -107,6 +107,10 @@ def test_what_is_refused(llama):
         llama.chat(QUESTION, stop=["a", 5])
     with pytest.raises(ChatError, match="role"):
         llama.chat([{"role": "boss", "content": "hi"}])
+    with pytest.raises(ChatError, match=r"messages\[1\]\.role"):
+        llama.chat([*QUESTION, {"role": "boss", "content": "hi"}])
+    with pytest.raises(ChatError, match=r"tools\[0\]"):
+        llama.chat(QUESTION, tools=[{"type": "function"}])
     with pytest.raises(ContextLengthError, match="8192"):
         llama.complete([5] * 9000)
     with pytest.raises(ContextLengthError, match="8192"):

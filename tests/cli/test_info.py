@@ -19,7 +19,7 @@ from qafila.machine import Machine
 from qafila.memory import AS_STORED
 from qafila.presets import preset, preset_names
 from qafila.quant.dtypes import DType
-from qafila.weights.hf_config import config_to_hf
+from qafila.weights.hf_write import config_to_hf
 
 BIG = Machine(1 << 50, 1 << 50, "physical memory")
 

@@ -17,7 +17,10 @@ from qafila.config import AttentionTemperature, GenerationConfig, MixtureOfExper
 from qafila.errors import ConfigError, FormatError, ModelNotFoundError, QafilaError, UnsupportedError
 from qafila.presets import preset, preset_names
 from qafila.vision import vision_config
-from qafila.weights.hf_config import config_from_hf, config_to_hf, generation_from_hf, generation_to_hf, read_json
+from qafila.weights.hf_config import config_from_hf
+from qafila.weights.hf_generation import generation_from_hf, generation_to_hf
+from qafila.weights.hf_write import config_to_hf
+from qafila.weights.json_object import read_json
 
 T = TypeVar("T")
 SMALL = ModelConfig(dim=64, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, vocab_size=256)

@@ -166,8 +166,12 @@ class Llama:
             ChatError: the format cannot express the messages. ContextLengthError: they do not fit the context.
             UsageError: an option that makes no sense.
         """
-        parsed = tuple(m if isinstance(m, Message) else Message.from_dict(m) for m in messages)
-        schemas = tuple(t if isinstance(t, ToolSchema) else ToolSchema.from_dict(t) for t in tools)
+        parsed = tuple(
+            m if isinstance(m, Message) else Message.from_dict(m, f"messages[{i}]") for i, m in enumerate(messages)
+        )
+        schemas = tuple(
+            t if isinstance(t, ToolSchema) else ToolSchema.from_dict(t, f"tools[{i}]") for i, t in enumerate(tools)
+        )
         chat = self.format
         rendered = chat.render(parsed, tools=schemas)
         stops = tuple(dict.fromkeys((*chat.stop_ids, *self.checkpoint.generation.stop_ids)))

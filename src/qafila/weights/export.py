@@ -7,11 +7,11 @@ is whole, so that nothing half-written is ever seen.
 from __future__ import annotations
 
 import errno
+import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from qafila.weights.gguf_values import GgufValue
 from qafila.weights.gguf_writer import write_gguf
 from qafila.weights.hf_generation import generation_to_hf
 from qafila.weights.hf_write import config_to_hf
-from qafila.weights.load import Checkpoint, CheckpointFormat, dump_json
+from qafila.weights.load import Checkpoint, CheckpointFormat
 from qafila.weights.meta import meta_params, write_meta
 from qafila.weights.names import from_canonical, gguf_rules, hugging_face_rules, meta_rules
 from qafila.weights.safetensors import write_safetensors
@@ -241,6 +241,11 @@ def _write_text(path: Path, text: str) -> None:
         raise FormatError(path.name, "cannot be written: the source's text for it is no valid Unicode") from None
 
 
+def _json(value: object) -> str:
+    """JSON as the field writes its configuration files: two spaces, UTF-8, a final newline."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def _config_of(checkpoint: Checkpoint) -> ModelConfig:
     """The configuration to write: without its image tower where the tower's weights are not there."""
     if checkpoint.vision_tensors:
@@ -260,8 +265,8 @@ def _write_hugging_face(
     main_type = next((t.dtype for n, t in canonical.items() if n == EMBEDDING), DType.F32)
     names = {DType.F32: "float32", DType.F16: "float16", DType.BF16: "bfloat16"}
     settings = config_to_hf(config, checkpoint.generation, dtype=names.get(main_type, "float32"))
-    _write_text(folder / "config.json", dump_json(settings))
-    _write_text(folder / "generation_config.json", dump_json(generation_to_hf(checkpoint.generation)))
+    _write_text(folder / "config.json", _json(settings))
+    _write_text(folder / "generation_config.json", _json(generation_to_hf(checkpoint.generation)))
     tokenizer = _tokenizer(checkpoint)
     if tokenizer is not None:
         _write_tokenizer(tokenizer, folder, config)
@@ -271,10 +276,10 @@ def _write_hugging_face(
 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path, config: ModelConfig) -> None:
-    _write_text(folder / "tokenizer.json", dump_json(tokenizer.to_tokenizer_json()))
+    _write_text(folder / "tokenizer.json", _json(tokenizer.to_tokenizer_json()))
     settings = tokenizer.to_tokenizer_config()
     settings.setdefault("model_max_length", config.context_length)
-    _write_text(folder / "tokenizer_config.json", dump_json(settings))
+    _write_text(folder / "tokenizer_config.json", _json(settings))
 
 
 def _write_meta_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -365,13 +370,6 @@ def _write_gguf(checkpoint: Checkpoint, path: Path, dtype: DType | None, progres
         factors = Tensor(DType.F32, divisors.shape, divisors.astype("<f4").view(np.uint8))
         tensors = {ROPE_FACTORS: LazyTensor.of(factors), **tensors}
     write_gguf(path, {key: _typed(value) for key, value in metadata.items()}, _watched(tensors, progress))
-
-
-def with_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer, chat_template: str | None = None) -> Checkpoint:
-    """The checkpoint with another tokenizer (and template), for exports of weights that came without one."""
-    return replace(
-        checkpoint, load_tokenizer=lambda: tokenizer, chat_template=chat_template or checkpoint.chat_template
-    )
 
 
 def dtype_named(name: str) -> DType:

@@ -13,11 +13,8 @@ from typing import Any
 from qafila.config import AttentionTemperature, MixtureOfExperts, ModelConfig, RopeScaling, VisionConfig
 from qafila.errors import ConfigError, UnsupportedError
 from qafila.vision import VISION_DEFAULTS, VisionKind, vision_config
-from qafila.weights.hf_generation import generation_from_hf, generation_to_hf
-from qafila.weights.hf_write import COMPOSITE, MLLAMA_EXTRA_EMBEDDINGS, config_to_hf
-from qafila.weights.json_object import Fields, read_json, show
-
-__all__ = ["config_from_hf", "config_to_hf", "generation_from_hf", "generation_to_hf", "read_json"]
+from qafila.weights.hf_write import COMPOSITE, MLLAMA_EXTRA_EMBEDDINGS
+from qafila.weights.json_object import Fields, show
 
 _MAX_LAYERS = 4096
 # Beyond these no float32 table can be computed; a file that says otherwise is damaged.

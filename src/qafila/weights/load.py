@@ -7,7 +7,6 @@ Meta folder┘
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -331,8 +330,3 @@ def _meta_generation(load: Callable[[], Tokenizer]) -> GenerationConfig:
         stop_ids=tuple(dict.fromkeys(i for i in stops if i is not None)),
         pad_id=tokenizer.pad_id,
     )
-
-
-def dump_json(value: object) -> str:
-    """JSON as the field writes its configuration files: two spaces, UTF-8, a final newline."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
