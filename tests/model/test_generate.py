@@ -9,7 +9,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from qafila import memory
 from qafila.config import ModelConfig
 from qafila.errors import ContextLengthError, QafilaError, UsageError
-from qafila.model.generate import PREFILL_TOKENS, GeneratedToken, generate, next_logits
+from qafila.generation import GeneratedToken
+from qafila.model.generate import PREFILL_TOKENS, generate, next_logits
 from qafila.model.llama import LlamaModel
 from qafila.model.load import load_model
 from qafila.model.random_weights import random_tensors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from qafila.text.messages import Message
 
 if TYPE_CHECKING:
-    from qafila.model.generate import GeneratedToken
+    from qafila.generation import GeneratedToken
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

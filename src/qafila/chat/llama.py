@@ -226,7 +226,7 @@ class Llama:
         """
         import torch
 
-        from qafila.model.generate import check_ids
+        from qafila.generation import check_ids
         from qafila.model.out_of_memory import memory_told
 
         ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)

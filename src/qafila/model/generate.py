@@ -5,47 +5,18 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
 
 from qafila.errors import ContextLengthError, UsageError
+from qafila.generation import GeneratedToken, StoppingText, TextStream, check_ids
 from qafila.model.cache import KVCache
 from qafila.model.llama import LlamaModel
 from qafila.model.out_of_memory import memory_told
 from qafila.sampling import Logits, SamplingParams, check_seed, sample, uniform
 
-FinishReason = Literal["stop", "stop_string", "length"]
-
 #: Tokens that go through the layers at once; `qafila.memory` counts on it.
 PREFILL_TOKENS = 512
-
-
-class TextStream(Protocol):
-    """Turns ids into text as they come, never showing half a character."""
-
-    def push(self, token_id: int) -> str:
-        """The text that is certain now that ``token_id`` has come; may be empty."""
-
-    def finish(self) -> str:
-        """The text still held back, at the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedToken:
-    """One step of a generation.
-
-    ``text`` is what may be shown now: it can lag behind the ids while a character or a stop string may be under way,
-    and the last token brings what was held back. ``logprob`` is natural, under the model's distribution before any
-    filter. ``finish_reason`` is set on the last token alone: ``stop`` (it is a stop token, which has no text),
-    ``stop_string`` or ``length`` (``max_tokens`` or the context's end).
-    """
-
-    id: int
-    logprob: float
-    text: str = ""
-    finish_reason: FinishReason | None = None
 
 
 def generate(
@@ -108,16 +79,8 @@ def generate(
         cache = model.new_cache()
     # The last prompt token is read again in any case: its logits are wanted.
     cache.truncate(min(cache.length, len(prompt_ids) - 1))
-    text = _Text(text_stream, stop_strings)
+    text = StoppingText(text_stream, stop_strings)
     return _steps(model, list(prompt_ids), params, limit, frozenset(stop_ids), text, seed, sample_index, cache)
-
-
-def check_ids(prompt_ids: Sequence[int], rows: int) -> None:
-    """Raise :class:`UsageError` unless every id is a whole number below ``rows``, the embedding's."""
-    for i in prompt_ids:
-        # NumPy's integers will do; a float would be cut off without a word.
-        if isinstance(i, bool) or not hasattr(i, "__index__") or not 0 <= i < rows:
-            raise UsageError(f"the prompt has token {i!r:.40}, but the model's tokens go from 0 to {rows - 1}")
 
 
 def _steps(
@@ -126,7 +89,7 @@ def _steps(
     params: SamplingParams,
     limit: int,
     stop_ids: frozenset[int],
-    text: _Text,
+    text: StoppingText,
     seed: int,
     sample_index: int,
     cache: KVCache,
@@ -164,43 +127,3 @@ def next_logits(model: LlamaModel, new_ids: Sequence[int], cache: KVCache) -> Lo
             last_B1V = model(ids_BT[:, start : start + PREFILL_TOKENS], cache=cache, last_only=True)
         logits: Logits = last_B1V[0, -1].cpu().numpy()
         return logits
-
-
-class _Text:
-    """Decoded text with stop strings taken out: what may be the start of one is held back."""
-
-    def __init__(self, stream: TextStream | None, stop_strings: Sequence[str]) -> None:
-        self._stream = stream
-        self._stop_strings = tuple(stop_strings)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token_id: int) -> tuple[str, bool]:
-        """Text to show now, and whether a stop string has come."""
-        if self._stream is None:
-            return "", False
-        return self._take(self._stream.push(token_id)), self.stopped
-
-    def finish(self) -> str:
-        """The rest of the text; a stop string that the last characters complete is still taken out."""
-        if self._stream is None:
-            return ""
-        shown = self._take(self._stream.finish())
-        rest, self._held = self._held, ""
-        return shown if self.stopped else shown + rest
-
-    def _take(self, new: str) -> str:
-        text = self._held + new
-        found = [at for at in (text.find(stop) for stop in self._stop_strings) if at >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self._stop_strings), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
