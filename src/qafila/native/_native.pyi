@@ -25,3 +25,15 @@ def quantise(ggml_type: int, values: npt.NDArray[np.float32], out: npt.NDArray[n
             are not finite or too large for a block type (``out`` then holds nothing of use).
         TypeError: arrays of another type or layout.
     """
+
+def read_bandwidth(bytes: int, threads: int, passes: int = 3) -> float:
+    """Bytes a second that ``threads`` threads together read from memory, each its own part of a fresh buffer.
+
+    Args:
+        bytes: of the buffer; more than the processor's caches hold, or it is they that are measured.
+        threads: 1 to 1,024.
+        passes: how often the buffer is read; the first pass counts too.
+
+    Raises:
+        ValueError: an argument out of range. MemoryError: no such buffer.
+    """

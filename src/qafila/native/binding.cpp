@@ -81,8 +81,9 @@ void quantise(int ggml_type, Array<const float> values, Array<std::uint8_t> out,
 }  // namespace qafila
 
 namespace qafila {
-// One file each: binding_kernels.cpp, binding_model.cpp, binding_sample.cpp.
+// One file each: binding_kernels.cpp, binding_measure.cpp, binding_model.cpp, binding_sample.cpp.
 void bind_kernels(nb::module_& m);
+void bind_measure(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_sample(nb::module_& m);
 }  // namespace qafila
@@ -95,6 +96,7 @@ NB_MODULE(_native, m) {
     m.def("quantise", &qafila::quantise, "ggml_type"_a, "values"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 0,
           "float32 to blocks. ValueError where sizes do not fit (nothing is touched) or the type cannot hold a value.");
     qafila::bind_kernels(m);
+    qafila::bind_measure(m);
     qafila::bind_model(m);
     qafila::bind_sample(m);
 }
