@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from qafila.errors import QafilaError, UsageError
-from qafila.sampling import GREEDY, SamplingParams, check_seed, filtered, sample, uniform
+from qafila.sampling import GREEDY, Occurrences, SamplingParams, check_seed, filtered, sample, uniform
 
 
 def logits(size: int, seed: int = 0) -> np.ndarray:
@@ -61,7 +61,7 @@ def probabilities(scores: np.ndarray) -> np.ndarray:
 def test_distribution_equals_transformers(size: int, seed: int, params: SamplingParams) -> None:
     logits_V = logits(size, seed)
     seen = [int(i) for i in np.random.default_rng(seed + 1).integers(0, size, 12)]
-    actual = probabilities(filtered(logits_V, params, Counter(seen)))
+    actual = probabilities(filtered(logits_V, params, Occurrences(seen)))
     expected = transformers_probabilities(logits_V, params, seen)
     np.testing.assert_array_equal(actual > 0, expected > 0)
     np.testing.assert_allclose(actual, expected, atol=1e-9)
@@ -78,7 +78,7 @@ def test_distribution_equals_transformers(size: int, seed: int, params: Sampling
 )
 def test_each_filter_removes_what_transformers_removes(params: SamplingParams) -> None:
     logits_V = logits(2000, 3)
-    actual = probabilities(filtered(logits_V, params, Counter([1, 2, 3])))
+    actual = probabilities(filtered(logits_V, params, Occurrences([1, 2, 3])))
     expected = transformers_probabilities(logits_V, params, [1, 2, 3])
     assert 0 < np.count_nonzero(actual) < 2000
     np.testing.assert_allclose(actual, expected, atol=1e-9)
@@ -88,55 +88,56 @@ def test_sample_follows_the_distribution() -> None:
     """Evenly spaced numbers hit every token as often as its probability says."""
     logits_V = logits(20, 5)
     params = SamplingParams(temperature=1.5, top_p=0.95)
-    expected = probabilities(filtered(logits_V, params, {}))
+    expected = probabilities(filtered(logits_V, params, Occurrences()))
     n = 20_000
-    hits = Counter(sample(logits_V, params, {}, (i + 0.5) / n).id for i in range(n))
+    hits = Counter(sample(logits_V, params, Occurrences(), (i + 0.5) / n).id for i in range(n))
     np.testing.assert_allclose([hits[i] / n for i in range(20)], expected, atol=2 / n)
 
 
 def test_sample_reaches_both_ends() -> None:
     logits_V = np.zeros(10, dtype=np.float32)
-    assert sample(logits_V, SamplingParams(), {}, 0.0).id == 0
-    assert sample(logits_V, SamplingParams(), {}, 1 - 2.0**-53).id == 9
+    assert sample(logits_V, SamplingParams(), Occurrences(), 0.0).id == 0
+    assert sample(logits_V, SamplingParams(), Occurrences(), 1 - 2.0**-53).id == 9
     forbidden = np.array([-np.inf, 1.0, -np.inf], dtype=np.float32)
-    assert {sample(forbidden, SamplingParams(), {}, u).id for u in (0.0, 0.5, 1 - 2.0**-53)} == {1}
+    assert {sample(forbidden, SamplingParams(), Occurrences(), u).id for u in (0.0, 0.5, 1 - 2.0**-53)} == {1}
 
 
 def test_an_impossible_token_is_never_chosen() -> None:
     """Its stretch of the line has no length, so not even a number on its place finds it."""
-    assert sample(np.array([-1e4, 0, 0, -1e4], dtype=np.float32), SamplingParams(), {}, 0.0).id == 1
-    assert sample(np.array([0, -1e4, 0, -1e4], dtype=np.float32), SamplingParams(), {}, 0.5).id == 2
+    assert sample(np.array([-1e4, 0, 0, -1e4], dtype=np.float32), SamplingParams(), Occurrences(), 0.0).id == 1
+    assert sample(np.array([0, -1e4, 0, -1e4], dtype=np.float32), SamplingParams(), Occurrences(), 0.5).id == 2
 
 
 def test_greedy_takes_the_lowest_of_equals() -> None:
-    assert sample(np.array([1, 4, 4, 0], dtype=np.float32), GREEDY, {}, 0.99).id == 1
+    assert sample(np.array([1, 4, 4, 0], dtype=np.float32), GREEDY, Occurrences(), 0.99).id == 1
 
 
 def test_greedy_heeds_the_repetition_penalty() -> None:
     logits_V = np.array([2.0, 1.5, -1.0], dtype=np.float32)
-    assert sample(logits_V, SamplingParams(temperature=0, repetition_penalty=2.0), {0: 1, 99: 4}, 0.0).id == 1
+    params = SamplingParams(temperature=0, repetition_penalty=2.0)
+    assert sample(logits_V, params, Occurrences([0, 99, 99]), 0.0).id == 1
     below = np.array([-1.0, -1.5, -9.0], dtype=np.float32)
-    assert sample(below, SamplingParams(temperature=0, repetition_penalty=2.0), {0: 1}, 0.0).id == 1
+    assert sample(below, params, Occurrences([0]), 0.0).id == 1
 
 
 def test_logprob_is_the_models_own() -> None:
     logits_V = logits(50, 9)
     expected = torch.from_numpy(logits_V).double().log_softmax(-1)
     for params in (GREEDY, SamplingParams(temperature=0.3, top_k=2, repetition_penalty=1.5)):
-        token = sample(logits_V, params, {3: 1}, 0.5)
+        token = sample(logits_V, params, Occurrences([3]), 0.5)
         assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-12)
 
 
 def test_tiny_temperature_is_greedy() -> None:
     logits_V = logits(100, 1)
-    assert sample(logits_V, SamplingParams(temperature=1e-300), {}, 0.999).id == int(np.argmax(logits_V))
+    assert sample(logits_V, SamplingParams(temperature=1e-300), Occurrences(), 0.999).id == int(np.argmax(logits_V))
 
 
 @pytest.mark.parametrize("top_p", [5e-324, 1e-17, 1e-15])
 def test_a_tiny_top_p_leaves_the_likeliest(top_p: float) -> None:
     """Equal tokens are the hard case: none is likelier than 1/V."""
     for size in (1, 4, 7, 1000):
-        kept = filtered(np.zeros(size, dtype=np.float32), SamplingParams(top_p=top_p), {})
+        kept = filtered(np.zeros(size, dtype=np.float32), SamplingParams(top_p=top_p), Occurrences())
         assert np.flatnonzero(kept > -np.inf).tolist() == [0]
 
 
@@ -145,14 +146,14 @@ def test_one_allowed_token_passes_every_filter() -> None:
     logits_V[33] = -5.0
     params = SamplingParams(temperature=0.1, top_k=3, top_p=0.1, min_p=1.0, repetition_penalty=5.0)
     for uniform_number in (0.0, 1 - 2.0**-53):
-        assert sample(logits_V, params, {33: 4, 1: 1}, uniform_number) == (33, 0.0)
+        assert sample(logits_V, params, Occurrences([33] * 4 + [1]), uniform_number) == (33, 0.0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams()])
 def test_logits_that_are_not_numbers_are_refused(bad: float, params: SamplingParams) -> None:
     with pytest.raises(QafilaError, match="logits"):
-        sample(np.array([0, bad, 1], dtype=np.float32), params, {}, 0.5)
+        sample(np.array([0, bad, 1], dtype=np.float32), params, Occurrences(), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -13,7 +12,7 @@ from qafila.generation import GeneratedToken, StoppingText, TextStream, check_id
 from qafila.model.cache import KVCache
 from qafila.model.llama import LlamaModel
 from qafila.model.out_of_memory import memory_told
-from qafila.sampling import Logits, SamplingParams, check_seed, sample, uniform
+from qafila.sampling import Logits, Occurrences, SamplingParams, check_seed, sample, uniform
 
 #: Tokens that go through the layers at once; `qafila.memory` counts on it.
 PREFILL_TOKENS = 512
@@ -94,13 +93,13 @@ def _steps(
     sample_index: int,
     cache: KVCache,
 ) -> Iterator[GeneratedToken]:
-    counts = Counter(ids)
+    occurrences = Occurrences(ids)
     for step in range(1, limit + 1):
         logits_V = next_logits(model, ids[cache.length :], cache)
         number = 0.0 if params.greedy else uniform(seed, len(ids), sample_index)
-        chosen = sample(logits_V, params, counts, number)
+        chosen = sample(logits_V, params, occurrences, number)
         ids.append(chosen.id)
-        counts[chosen.id] += 1
+        occurrences.add(chosen.id)
         if chosen.id in stop_ids:
             yield GeneratedToken(chosen.id, chosen.logprob, text.finish(), "stop")
             return
