@@ -14,7 +14,7 @@ from qafila.model.generate import PREFILL_TOKENS, generate, next_logits
 from qafila.model.llama import LlamaModel
 from qafila.model.load import load_model
 from qafila.model.random_weights import random_tensors
-from qafila.sampling import GREEDY, SamplingParams, sample, uniform
+from qafila.sampling import GREEDY, Occurrences, SamplingParams, sample, uniform
 
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, vocab_size=60, context_length=64
@@ -86,14 +86,14 @@ def test_the_seed_and_the_sample_decide(model: LlamaModel) -> None:
 
 def test_each_token_is_a_function_of_its_position(model: LlamaModel) -> None:
     """Whoever has the logits can draw the same tokens: nothing is carried from one token to the next."""
-    params = SamplingParams(temperature=0.9, top_k=20, top_p=0.9, repetition_penalty=1.1)
+    params = SamplingParams(temperature=0.9, top_k=20, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.5)
     tokens = ids(generate(model, PROMPT, params=params, max_tokens=12, seed=11))
     sequence = PROMPT + tokens
     for at in range(len(PROMPT), len(sequence)):
         prefix = sequence[:at]
-        counts = {i: prefix.count(i) for i in prefix}
+        so_far = Occurrences(PROMPT, prefix[len(PROMPT) :])
         logits_V = next_logits(model, prefix, model.new_cache())
-        assert sample(logits_V, params, counts, uniform(11, at)).id == sequence[at]
+        assert sample(logits_V, params, so_far, uniform(11, at)).id == sequence[at]
 
 
 def test_a_resumed_generation_is_the_same(model: LlamaModel) -> None:
