@@ -13,11 +13,18 @@ void quantise(const float* x, std::size_t columns, std::size_t token, std::size_
     for (std::size_t block = 0; block < columns / kBlockColumns; ++block) {
         const __m512 low = _mm512_loadu_ps(x + block * kBlockColumns);
         const __m512 high = _mm512_loadu_ps(x + block * kBlockColumns + 16);
-        const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-        const float scale = largest / 127.0f;
-        const __m512 inverse = _mm512_set1_ps(scale > 0.0f ? 1.0f / scale : 0.0f);
-        const __m512i low_quants = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
-        const __m512i high_quants = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+        const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+        // As integers, magnitudes order as floats do, and NaN is above infinity: it becomes the scale.
+        const __m512i magnitudes = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(low), magnitude),
+                                                    _mm512_and_si512(_mm512_castps_si512(high), magnitude));
+        const __m128 largest = _mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(magnitudes)));
+        const float d = _mm_cvtss_f32(largest) / 127.0f;
+        const bool normal = d >= 0x1p-126f && d <= 0x1.fffffep+127f;
+        const float scale = d < 0x1p-126f ? 0.0f : d;
+        const __mmask16 lanes = normal ? 0xFFFF : 0;
+        const __m512 divisor = _mm512_set1_ps(d);
+        const __m512i low_quants = _mm512_maskz_cvtps_epi32(lanes, _mm512_div_ps(low, divisor));
+        const __m512i high_quants = _mm512_maskz_cvtps_epi32(lanes, _mm512_div_ps(high, divisor));
         const std::size_t at = block * tokens + token;
         _mm_storeu_si128(reinterpret_cast<__m128i*>(quants + at * kBlockColumns), _mm512_cvtsepi32_epi8(low_quants));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(quants + at * kBlockColumns + 16),
