@@ -37,3 +37,60 @@ def read_bandwidth(bytes: int, threads: int, passes: int = 3) -> float:
     Raises:
         ValueError: an argument out of range. MemoryError: no such buffer.
     """
+
+# The kernel tables one by one, for tests and benchmarks. A weight type is its number in kernels.h's WeightType; `isa` is
+# one of instruction_sets(). ValueError, before anything is touched, where sizes do not fit.
+
+def instruction_sets() -> list[str]:
+    """Names of the kernel tables that this processor runs, the best last."""
+
+def pack(type: int, data: npt.NDArray[np.uint8], rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    """A file's rows, one after the other, as panels of 16 rows."""
+
+def unpack_row(type: int, panels: npt.NDArray[np.uint8], columns: int, row: int) -> npt.NDArray[np.float32]:
+    """One row of packed weights as float32, as :func:`dequantise` gives it."""
+
+def product(
+    isa: str,
+    type: int,
+    panels: npt.NDArray[np.uint8],
+    rows: int,
+    x: npt.NDArray[np.float32],
+    repeats: int = 1,
+    token_begin: int = 0,
+    token_end: int = -1,
+    panel_begin: int = 0,
+    panel_end: int = -1,
+) -> npt.NDArray[np.float32]:
+    """``[tokens, rows]`` of ``x`` ``[tokens, columns]`` times packed weights, zero outside the ranges asked for.
+
+    ``repeats`` runs the product alone so many times, activations having been converted once.
+    """
+
+def quantise_activations(isa: str, x: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.generic]]:
+    """``quants``, ``scales``, ``scaled_sums``, ``sums``, ``half_sums`` and ``rounded`` of ``[tokens, columns]``."""
+
+def rms_norm(
+    isa: str, x: npt.NDArray[np.float32], weight: npt.NDArray[np.float32] | None, eps: float
+) -> npt.NDArray[np.float32]:
+    """``x / sqrt(mean(x^2) + eps) * weight`` of one vector."""
+
+def rope(
+    isa: str,
+    x: npt.NDArray[np.float32],
+    cosines: npt.NDArray[np.float32],
+    sines: npt.NDArray[np.float32],
+    interleaved: bool,
+) -> npt.NDArray[np.float32]:
+    """One head with its pairs turned; cosines and sines are half as long."""
+
+def silu_mul(isa: str, gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """``silu(gate) * up``."""
+
+def scale_add(
+    isa: str, x: npt.NDArray[np.float32], factor: float, y: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """``y + factor * x``."""
+
+def log_sum_exp(isa: str, x: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """The maximum, and ``log(sum(exp(x - maximum)))``."""

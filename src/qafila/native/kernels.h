@@ -25,8 +25,10 @@
 // Arithmetic: quantised weights multiply activations that are quantised to int8 in blocks of 32 along the columns. The
 // integer dot product of a block is exact; then, block after block in rising order, a row's float accumulator takes
 // fma(float(dot), d_weight * d_activation, acc) (dot less zero point times the sum of activations first, in integers) and,
-// where there is a minimum, fma(m, d_activation * sum, acc). F32 and F16 weights multiply float32 activations, BF16
-// weights activations rounded to bfloat16; products are summed in float32, in an order fixed by the number of columns.
+// where there is a minimum, fma(m, d_activation * sum, acc). Q6_K does so for each half of a block. F32 and F16 weights
+// multiply float32 activations, BF16 weights activations rounded to bfloat16; products are summed in float32, in an
+// order fixed by the number of columns. Tables round alike, but where a processor has no fused multiply-add the
+// portable one rounds twice.
 #pragma once
 
 #include <cstddef>
@@ -89,7 +91,9 @@ struct Kernels {
 
     Product product[static_cast<int>(WeightType::kCount)];
 
-    // One token's activations into the block-major buffers: `token` is its place there.
+    // One token's activations into the block-major buffers: `token` is its place there. A block's scale is d =
+    // max|x| / 127, its quants x / d rounded half to even; where d is below the smallest normal float32 all is zero, where
+    // x is not finite quants and sums are zero and d is infinite or NaN, so that products are NaN.
     void (*quantise)(const float* x, std::size_t columns, std::size_t token, std::size_t tokens, std::int8_t* quants,
                      float* scales, float* scaled_sums, std::int32_t* sums, std::int32_t* half_sums);
     void (*round_bf16)(const float* x, std::size_t n, std::uint16_t* out);

@@ -5,6 +5,9 @@
 
 namespace qafila::portable {
 
+// product_portable.cpp, in the order of WeightType
+extern const Product products[static_cast<int>(WeightType::kCount)];
+
 // attend_portable.cpp
 void store_kv(const float* key, const float* value, std::size_t head_dim, std::size_t slot, bool int8, void* block);
 void attend(const AttendArgs& args);
