@@ -1,0 +1,145 @@
+"""The torch model as a runner: the reference on the CPU, with the model's own modules over a paged KV cache.
+
+Import this module where torch is wanted; nothing else in the engine does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qafila.engine.runner import BLOCK_TOKENS, Float32, Step
+from qafila.errors import UnsupportedError, UsageError
+from qafila.model.cache import KVCache
+from qafila.model.llama import LlamaModel
+from qafila.model.out_of_memory import memory_told
+
+
+class _Paged(KVCache):
+    """One sequence's view of the pool: what the model takes for its cache.
+
+    Keys and values are gathered into one piece for every layer, so attention sees the tensors it would see in a plain
+    cache, and its numbers are the same.
+    """
+
+    def __init__(self, pool: Tensor, layers: dict[int, int], blocks: Tensor, seen: int) -> None:
+        self.length = seen
+        self.positions_S = torch.arange(seen)
+        self._pool, self._layers, self._blocks = pool, layers, blocks
+
+    def store(self, layer: int, k_BKTN: Tensor, v_BKTN: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new tokens of one layer into their slots; all keys and values of the sequence come back."""
+        pool = self._pool[self._layers[layer]]
+        end = self.length + k_BKTN.shape[2]
+        positions = torch.arange(self.length, end, device=pool.device)
+        blocks, slots = self._blocks[positions // BLOCK_TOKENS], positions % BLOCK_TOKENS
+        # Indices with a slice between them come first in the result: [T, K, N].
+        pool[blocks, 0, :, slots] = k_BKTN[0].transpose(0, 1).to(pool.dtype)
+        pool[blocks, 1, :, slots] = v_BKTN[0].transpose(0, 1).to(pool.dtype)
+        used = pool[self._blocks[: -(-end // BLOCK_TOKENS)]]
+        # [M, 2, K, 16, N] to [2, K, M * 16, N]
+        both = used.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, None, :, :end].contiguous()
+        return both[0], both[1]
+
+
+class TorchRunner:
+    """A `Runner` over the torch model, one sequence after the other.
+
+    Args:
+        model: the model, in whatever type and on whatever device it is.
+        num_blocks: blocks of the KV cache.
+        max_tokens: most tokens of one step.
+        max_rows: most rows of logits of one step.
+        kv_dtype: type of stored keys and values; the model's by default, as in plain generation.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        num_blocks: int,
+        *,
+        max_tokens: int = 512,
+        max_rows: int = 64,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (("num_blocks", num_blocks), ("max_tokens", max_tokens), ("max_rows", max_rows)):
+            if value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value!r}")
+        config = model.config
+        self.config = config
+        self.num_blocks, self.max_tokens, self.max_rows = num_blocks, max_tokens, max_rows
+        kept = [plan.index for plan in config.layers if plan.attention != "cross"]
+        self._layers = {layer: place for place, layer in enumerate(kept)}
+        shape = (len(kept), num_blocks, 2, config.n_kv_heads, BLOCK_TOKENS, config.head_dim)
+        with memory_told(f"a KV cache of {num_blocks * BLOCK_TOKENS} tokens"):
+            self._pool = torch.zeros(shape, dtype=kv_dtype or model.dtype, device=model.device)
+        self._model: LlamaModel | None = model
+        self.fingerprint = _fingerprint(model, self._pool.dtype)
+
+    def logits(self, step: Step) -> Float32:
+        """Logits after each wanted token: ``[R, V]``."""
+        assert self._model is not None
+        with torch.inference_mode():
+            hidden_RD = self._hidden(step)
+            # One row at a time: a matrix product may round differently with another number of rows.
+            weight = self._model.head_weight()
+            rows = [F.linear(hidden_1D, weight) for hidden_1D in hidden_RD[:, None]]
+            return _array(torch.cat(rows) if rows else hidden_RD.new_zeros(0, self.config.vocab_size))
+
+    def hidden(self, step: Step) -> Float32:
+        """Normed last hidden states of the wanted tokens: ``[R, D]``."""
+        with torch.inference_mode():
+            return _array(self._hidden(step))
+
+    def _hidden(self, step: Step) -> Tensor:
+        assert self._model is not None, "the runner is closed"
+        if step.adapters.any():
+            raise UsageError("the torch runner applies no adapters; merge the adapter when the model is loaded")
+        device = self._pool.device
+        tables = torch.from_numpy(step.blocks.astype(np.int64)).to(device)
+        states = []
+        with memory_told(f"a step of {len(step.token_ids)} tokens"):
+            for s, (start, end) in enumerate(zip(step.starts[:-1].tolist(), step.starts[1:].tolist(), strict=True)):
+                ids_BT = torch.from_numpy(step.token_ids[start:end].astype(np.int64))[None].to(device)
+                cache = _Paged(self._pool, self._layers, tables[s], int(step.positions[start]))
+                wanted = step.wanted[(step.wanted >= start) & (step.wanted < end)] - start
+                hidden_BTD = self._model.model(ids_BT, None, cache, None)
+                states.append(hidden_BTD[0, torch.from_numpy(wanted.astype(np.int64)).to(device)])
+        return torch.cat(states)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block's keys and values of all layers."""
+        self._pool[:, target] = self._pool[:, source]
+
+    def load_adapter(self, path: Path) -> int:
+        """Refused: adapters are merged into this runner's model when it is loaded."""
+        raise UnsupportedError(path, "the torch runner applies no adapters; give it to the loader, which merges it")
+
+    def unload_adapter(self, adapter: int) -> None:
+        """There is none."""
+        raise UsageError(f"there is no adapter {adapter}")
+
+    def close(self) -> None:
+        """Free the cache, and let go of the model."""
+        self._model = None
+        self._pool = self._pool.new_empty(0)
+
+
+def _array(values: Tensor) -> Float32:
+    out: Float32 = values.float().cpu().numpy()
+    return out
+
+
+def _fingerprint(model: LlamaModel, kv_dtype: torch.dtype) -> str:
+    """Of the configuration and of some of every parameter's values."""
+    digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)].float().cpu().numpy()
+        digest.update(name.encode() + some.tobytes())
+    return f"torch {torch.__version__} {model.device.type} {model.dtype} {kv_dtype} {digest.hexdigest()}"
