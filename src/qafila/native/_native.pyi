@@ -38,8 +38,8 @@ def read_bandwidth(bytes: int, threads: int, passes: int = 3) -> float:
         ValueError: an argument out of range. MemoryError: no such buffer.
     """
 
-# The kernel tables one by one, for tests and benchmarks. A weight type is its number in kernels.h's WeightType; `isa` is
-# one of instruction_sets(). ValueError, before anything is touched, where sizes do not fit.
+# The kernel tables one by one, for tests and benchmarks. A weight type is its number in kernels.h's WeightType; an isa
+# is one of instruction_sets(). ValueError, before anything is touched, where sizes do not fit.
 
 def instruction_sets() -> list[str]:
     """Names of the kernel tables that this processor runs, the best last."""
