@@ -1,5 +1,7 @@
 """Native kernels of Qafila; types are given as ggml's numbers (``DType.ggml_type``)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +26,36 @@ def quantise(ggml_type: int, values: npt.NDArray[np.float32], out: npt.NDArray[n
         ValueError: sizes that do not fit or a type that cannot be written (nothing has been touched), or values that
             are not finite or too large for a block type (``out`` then holds nothing of use).
         TypeError: arrays of another type or layout.
+    """
+
+def read_strings(
+    data: npt.NDArray[np.uint8], position: int, limit: int, count: int
+) -> tuple[tuple[str, ...], int] | None:
+    """An array of GGUF strings, and where it ends; None where it runs over ``limit``.
+
+    Args:
+        data: one-dimensional and contiguous.
+        position: where the first string's length stands.
+        limit: no byte from here on is read.
+        count: number of strings; a number that cannot be true costs no memory.
+
+    Raises:
+        ValueError: ``position`` or ``limit`` is outside ``data``.
+    """
+
+def unspell(tokens: Sequence[str]) -> list[bytes | None]:
+    """The bytes that each token spells in GPT-2's alphabet; None for one that is not written in it."""
+
+def merge_order(tokens: list[bytes], merges: Sequence[str]) -> tuple[list[int], list[int]] | None:
+    """What `qafila.text.bpe_merges.ranked_tokens` says, for the simple case of byte-level vocabularies.
+
+    Args:
+        tokens: bytes of every id, empty where it has no ordinary token.
+        merges: two parts in GPT-2's alphabet with a space between, best first.
+
+    Returns:
+        Ids of the tokens that the merges make, best rank first, and the ids of those that they cannot build. None where
+        anything is out of the ordinary (also where it is wrong).
     """
 
 def read_bandwidth(bytes: int, threads: int, passes: int = 3) -> float:

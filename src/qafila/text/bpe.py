@@ -8,6 +8,7 @@ vocabulary lacks, a run of white space too long for its regular expressions - ru
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from qafila.text.bpe_core import (
     reference_pieces,
     spell,
 )
-from qafila.text.bpe_merges import canonical_merges, ranked_tokens
+from qafila.text.bpe_merges import SpelledMerges, byte_ranks, canonical_merges, ranked_tokens
 from qafila.text.bpe_patterns import PreTokenizer, pre_tokenizers
 from qafila.text.tokenizer import Roles, StreamDecoder, Tokenizer
 from qafila.text.tokenizer_special import TiktokenFamily, TokenFinder
@@ -40,7 +41,7 @@ class ByteLevelBPE(Tokenizer):
         special_tokens: control tokens, by text; found in text only when asked for.
         added_tokens: tokens that are found in text always, ahead of all merging.
         pre: how text is cut into pieces.
-        ranks: tiktoken's rank of every token.
+        ranks: tiktoken's rank of every token, in rising order.
         merges: the vocabulary's own merges, where it has them.
         reference_limits: cut very long text as Meta's tokenizer does.
         ignore_merges: a piece that is a token is that token.
@@ -72,7 +73,7 @@ class ByteLevelBPE(Tokenizer):
         self._core = MergeCore(pre.pattern, ranks)
         outside = self._control | set(self.added_tokens.values())
         self._ids = {token: i for i, token in enumerate(self._tokens) if token and i not in outside}
-        by_rank = [self._ids.get(token, -1) for token in sorted(ranks, key=ranks.__getitem__)]
+        by_rank = [self._ids.get(token, -1) for token in ranks]
         self._by_rank = None if by_rank == list(range(len(by_rank))) else by_rank
         self._lacking = bytes(b for b in range(256) if bytes([b]) not in self._ids)
         self._always = TokenFinder(self.added_tokens)
@@ -88,7 +89,7 @@ class ByteLevelBPE(Tokenizer):
             special_tokens=specials,
             added_tokens={},
             pre=pre,
-            ranks=ranks,
+            ranks={token: rank for rank, token in enumerate(tokens)},
             merges=None,
             reference_limits=True,
             ignore_merges=True,
@@ -109,8 +110,7 @@ class ByteLevelBPE(Tokenizer):
     ) -> ByteLevelBPE | None:
         """A vocabulary with a list of merges, or None where the core cannot be shown to give the same ids."""
         outside = set(special_tokens.values()) | set(added_tokens.values())
-        known = {token: i for i, token in enumerate(tokens) if token and i not in outside}
-        ranks = _ranks_of(known, merges, ignore_merges, pre) if pre.pattern is not None else None
+        ranks = _ranks_of(tokens, outside, merges, ignore_merges, pre) if pre.pattern is not None else None
         if ranks is None:
             return None
         return cls(
@@ -241,22 +241,39 @@ class ByteLevelBPE(Tokenizer):
         return f"a byte-level vocabulary ({self.pre.names[0]})"
 
 
-def _ranks_of(
-    known: dict[bytes, int], merges: Merges, ignore_merges: bool, pre: PreTokenizer
-) -> dict[bytes, int] | None:
-    """Ranks under which tiktoken merges as ``merges`` say, or None where that cannot be shown."""
-    spelled = {spell(token): i for token, i in known.items()}
+def _order_of(tokens: Sequence[bytes], outside: set[int], merges: Merges) -> tuple[list[bytes], set[bytes]] | None:
+    """`ranked_tokens` in bytes, natively where the vocabulary is an ordinary one."""
+    if isinstance(merges, SpelledMerges):
+        ordinary = list(tokens)
+        for i in outside:
+            ordinary[i] = b""
+        found = byte_ranks(ordinary, merges)
+        if found is not None:
+            return [ordinary[i] for i in found[0]], {ordinary[i] for i in found[1]}
+    spelled = {spell(token): i for i, token in enumerate(tokens) if token and i not in outside}
     ranked = ranked_tokens(merges, spelled)
     if ranked is None:
         return None
-    by_spelling = {spell(token): token for token in known}
-    order = [by_spelling[text] for text in ranked[0]]
-    unbuilt = {by_spelling[text] for text in ranked[1]}
+    return [tokens[spelled[text]] for text in ranked[0]], {tokens[spelled[text]] for text in ranked[1]}
+
+
+def _ranks_of(
+    tokens: Sequence[bytes], outside: set[int], merges: Merges, ignore_merges: bool, pre: PreTokenizer
+) -> dict[bytes, int] | None:
+    """Ranks under which tiktoken merges as ``merges`` say, or None where that cannot be shown.
+
+    ``outside`` are the ids that no ordinary text becomes.
+    """
+    ranked = _order_of(tokens, outside, merges)
+    if ranked is None:
+        return None
+    order, unbuilt = ranked
     ranks = {bytes([b]): b for b in range(256)}
-    for token in order:
-        if token not in unbuilt:
-            ranks[token] = len(ranks)
+    built = [token for token in order if token not in unbuilt] if unbuilt else order
+    ranks.update(zip(built, itertools.count(256)))
+    assert len(ranks) == 256 + len(built)
     if ignore_merges:
+        known = {token: i for i, token in enumerate(tokens) if token and i not in outside}
         # They come out whole or not at all, so their ranks are free, as long as tiktoken cannot build them either.
         alone = {token for token in known if token not in ranks}
         for token in sorted(alone, key=known.__getitem__):

@@ -16,11 +16,13 @@ out at all. Hence:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from qafila.errors import TokenizerError
+from qafila.native import _native
 
 T = TypeVar("T", str, bytes)
 
@@ -103,3 +105,59 @@ def ranked_tokens(merges: Sequence[tuple[str, str]], vocab: dict[str, int]) -> t
 
     model = models.BPE(vocab=vocab, merges=list(merges))
     return sorted(order, key=order.__getitem__), {t for t in order if len(model.tokenize(t)) != 1}
+
+
+def parse_merges(merges: list[Any], where: str) -> list[tuple[str, str]]:
+    """Merges as pairs, from ``"a b"`` or ``["a", "b"]``.
+
+    Raises:
+        TokenizerError: an entry is neither.
+    """
+    pairs = []
+    for number, merge in enumerate(merges):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
+            raise TokenizerError(f"{where}: entry {number} is no pair of tokens")
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+class SpelledMerges(Sequence[tuple[str, str]]):
+    """A list of merges as vocabularies write them (``"a b"``), taken apart when somebody asks for the pairs.
+
+    Args:
+        texts: the entries. where: what holds them, for messages.
+    """
+
+    def __init__(self, texts: list[str], where: str) -> None:
+        self.texts, self._where = texts, where
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, str]]:
+        return parse_merges(self.texts, self._where)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, str]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | list[tuple[str, str]]:
+        return self._pairs[index]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._pairs)
+
+
+def byte_ranks(tokens: list[bytes], merges: SpelledMerges) -> tuple[list[int], list[int]] | None:
+    """`ranked_tokens` in one native step, as ids: the order of the tokens, and those that the merges cannot build.
+
+    Args:
+        tokens: bytes of every id, empty where it has no ordinary token.
+        merges: in GPT-2's alphabet.
+
+    Returns:
+        None where anything is out of the ordinary: `ranked_tokens` then says what, or finds its way.
+    """
+    return _native.merge_order(tokens, merges.texts)

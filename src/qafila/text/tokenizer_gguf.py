@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qafila.errors import TokenizerError
-from qafila.text.bpe_core import spell, unspell
+from qafila.native import _native
+from qafila.text.bpe_core import spell
+from qafila.text.bpe_merges import SpelledMerges
 from qafila.text.bpe_patterns import pre_tokenizer_named
 from qafila.text.sentencepiece_model import (
     BYTE,
@@ -20,7 +22,6 @@ from qafila.text.sentencepiece_model import (
     SentencePieceModel,
 )
 from qafila.text.tokenizer import Roles, Tokenizer
-from qafila.text.tokenizer_json import parse_merges
 from qafila.text.tokenizer_special import looks_like_control
 
 if TYPE_CHECKING:
@@ -83,13 +84,16 @@ def _byte_level(keys: Mapping[str, object], texts: list[str], types: list[int]) 
     if not isinstance(name, str):
         raise TokenizerError("tokenizer.ggml.pre: no text")
     pre = pre_tokenizer_named(name)
-    merges = parse_merges(_list(keys, "merges", str), "tokenizer.ggml.merges")
+    merges = SpelledMerges(_list(keys, "merges", str), "tokenizer.ggml.merges")
     roles = _roles(keys, len(texts), add_bos=pre.add_bos)
-    tokens: list[bytes] = []
+    spelled = _native.unspell(texts)
     special: dict[str, int] = {}
     added: dict[str, int] = {}
-    for i, (text, kind) in enumerate(zip(texts, types, strict=True)):
-        data = unspell(text)
+    tokens = [data or b"" for data in spelled]
+    # Nearly all tokens are ordinary ones; the loop is for the others.
+    others = [i for i, (data, kind) in enumerate(zip(spelled, types, strict=True)) if kind != NORMAL or not data]
+    for i in others:
+        text, kind, data = texts[i], types[i], spelled[i]
         control = kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and looks_like_control(text))
         if control or (kind == NORMAL and data is None):
             # Some converters call their control tokens normal; what no bytes can spell is one.
@@ -98,7 +102,7 @@ def _byte_level(keys: Mapping[str, object], texts: list[str], types: list[int]) 
             added[text] = i
         ordinary = kind in (NORMAL, BYTE) and data is not None
         unused = kind == UNUSED or not text
-        tokens.append(b"" if unused else data if ordinary and data is not None else text.encode("utf-8", "replace"))
+        tokens[i] = b"" if unused else data if ordinary and data is not None else text.encode("utf-8", "replace")
     special.pop("", None)
     added.pop("", None)
     made = ByteLevelBPE.from_merges(
@@ -127,7 +131,7 @@ def _list(keys: Mapping[str, object], name: str, kind: type) -> list[Any]:
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TokenizerError(f"tokenizer.ggml.{name}: missing, or no list")
     values = list(value)
-    if not all(isinstance(item, kind) for item in values):
+    if not all(issubclass(found, kind) for found in set(map(type, values))):
         raise TokenizerError(f"tokenizer.ggml.{name}: an entry has the wrong type")
     return values
 

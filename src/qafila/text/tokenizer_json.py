@@ -8,6 +8,7 @@ from typing import Any
 
 from qafila.errors import TokenizerError
 from qafila.text.bpe_core import unspell
+from qafila.text.bpe_merges import parse_merges
 from qafila.text.bpe_patterns import pre_tokenizer_like
 from qafila.text.tokenizer import Roles, Tokenizer
 from qafila.text.tokenizer_special import looks_like_control, named_ids
@@ -150,21 +151,6 @@ def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not isinstance(merges, list):
         raise TokenizerError("tokenizer.json: 'model.merges' is no list")
     return parse_merges(merges, "tokenizer.json: 'model.merges'")
-
-
-def parse_merges(merges: list[Any], where: str) -> list[tuple[str, str]]:
-    """Merges as pairs, from ``"a b"`` or ``["a", "b"]``.
-
-    Raises:
-        TokenizerError: an entry is neither.
-    """
-    pairs = []
-    for number, merge in enumerate(merges):
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
-            raise TokenizerError(f"{where}: entry {number} is no pair of tokens")
-        pairs.append((parts[0], parts[1]))
-    return pairs
 
 
 def _added_tokens(document: Mapping[str, Any]) -> dict[int, dict[str, Any]]:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from qafila.errors import FormatError, UnsupportedError
+from qafila.native import _native
 from qafila.quant.dtypes import DType
 from qafila.weights.gguf_values import NUMBER_FORMATS, GgufType, GgufValue, array_dtype
 from qafila.weights.storage import explain_start, map_file, quoted
@@ -83,6 +84,7 @@ class _Cursor:
     def __init__(self, path: Path, buffer: mmap.mmap) -> None:
         self.path, self.buffer, self.position = path, buffer, 0
         self.limit = min(len(buffer), _MAX_HEADER)
+        self.array = np.frombuffer(buffer, dtype=np.uint8)
 
     def overrun(self, what: str) -> FormatError:
         if self.limit < len(self.buffer):
@@ -157,10 +159,9 @@ def read_header(path: Path) -> Header:
         infos[info.name] = info
     start = cursor.position + -cursor.position % alignment
     _check_layout(path, infos, len(buffer) - start)
-    everything = np.frombuffer(buffer, dtype=np.uint8)
     tensors = {}
     for name, info in infos.items():
-        data = everything[start + info.offset : start + info.offset + info.nbytes]
+        data = cursor.array[start + info.offset : start + info.offset + info.nbytes]
         read = partial(Tensor, info.dtype, info.shape, data)
         tensors[name] = LazyTensor(info.dtype, info.shape, f"{path}: tensor {quoted(name)}", read)
     return Header(version, alignment, metadata, tensors)
@@ -230,23 +231,12 @@ def _read_array(cursor: _Cursor, what: str) -> GgufValue:
 
 
 def _read_strings(cursor: _Cursor, count: int, what: str) -> tuple[str, ...]:
-    # The one hot loop of the header (vocabulary and merges, 100,000 strings and more), hence no cursor calls in it.
-    buffer, limit, position = cursor.buffer, cursor.limit, cursor.position
-    last = limit - 8
-    length_at = _U64.unpack_from
-    strings: list[str] = []
-    for _ in range(count):
-        if position > last:
-            raise cursor.overrun(what)
-        (length,) = length_at(buffer, position)
-        position += 8
-        end = position + length
-        if end > limit:
-            raise cursor.overrun(what)
-        strings.append(buffer[position:end].decode("utf-8", "surrogateescape"))
-        position = end
-    cursor.position = position
-    return tuple(strings)
+    # Vocabularies and merges are 100,000 strings and more, so these are read natively, all in one.
+    found = _native.read_strings(cursor.array, cursor.position, cursor.limit, count)
+    if found is None:
+        raise cursor.overrun(what)
+    strings, cursor.position = found
+    return strings
 
 
 def _read_tensor_info(cursor: _Cursor, index: int, alignment: int) -> _TensorInfo:
