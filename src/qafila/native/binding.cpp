@@ -81,7 +81,8 @@ void quantise(int ggml_type, Array<const float> values, Array<std::uint8_t> out,
 }  // namespace qafila
 
 namespace qafila {
-// One file each: binding_gguf.cpp, binding_kernels.cpp, binding_measure.cpp, ...
+// One file each: binding_attend.cpp, binding_gguf.cpp, binding_kernels.cpp, ...
+void bind_attend(nb::module_& m);
 void bind_gguf(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_measure(nb::module_& m);
@@ -96,6 +97,7 @@ NB_MODULE(_native, m) {
           "Blocks to float32. ValueError, before anything is touched, where sizes do not fit.");
     m.def("quantise", &qafila::quantise, "ggml_type"_a, "values"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 0,
           "float32 to blocks. ValueError where sizes do not fit (nothing is touched) or the type cannot hold a value.");
+    qafila::bind_attend(m);
     qafila::bind_gguf(m);
     qafila::bind_kernels(m);
     qafila::bind_measure(m);
