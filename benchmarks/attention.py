@@ -1,9 +1,9 @@
 """Claims: decode attention costs no more than reading its KV cache, prefill attention runs near a BLAS.
 
 Decode: one token over a context, all layers and heads of a model's shape, so that the cache is far larger than the
-processor's; GB/s of keys and values beside a plain read loop over as many bytes, in turns. Prefill: a prompt over itself,
-causal; GFLOP/s of the positions seen (4 x head_dim per query and position) of one thread beside NumPy's float32 matrix
-product of 1024 x 1024 matrices, in turns: a good BLAS is near what the processor can do. Medians of the rounds.
+processor's; GB/s of keys and values beside a plain read loop over as many bytes, in turns. Prefill: a prompt over
+itself, causal; GFLOP/s of the positions seen (4 x head_dim per query and position) of one thread beside NumPy's float32
+matrix product of 1024 x 1024 matrices, in turns: a good BLAS is near what the processor can do. Medians of the rounds.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/attention.py [--isa NAME] [--threads T] [--rounds R] [--json]
 """
@@ -40,7 +40,7 @@ def median_seconds(contenders: dict[str, Callable[[], object]], rounds: int) -> 
 
 
 class Heads:
-    """Keys and values of `heads` KV heads over `tokens` positions, blocks of all heads mixed as a paged cache has them."""
+    """Keys and values of KV heads, blocks of all heads mixed as a paged cache has them."""
 
     def __init__(self, isa: str, heads: int, tokens: int, rows: int, head_dim: int, int8: bool):
         rng = np.random.default_rng(0)
@@ -55,6 +55,7 @@ class Heads:
         self.queries = (rng.standard_normal((rows, head_dim)) / np.sqrt(head_dim)).astype(np.float32)
 
     def attend(self, members: range, first: np.ndarray, last: np.ndarray) -> None:
+        """The queries over the given heads, one after the other."""
         rows, head_dim = self.queries.shape
         splits = -(-self.tokens // SPLIT)
         partial = np.empty((2, splits, rows), np.float32)
@@ -136,9 +137,8 @@ def main() -> None:
         kv = "int8" if row["int8"] else "f16"
         head = f"{row['measure']:8} {row['shape']:5} {row['tokens']:5} tokens {kv:5} {row['milliseconds']:8.2f} ms"
         if row["measure"] == "decode":
-            print(
-                f"{head} {row['gb_per_second']:8.1f} GB/s, reading {row['read_gb_per_second']:6.1f}: x {row['cost_of_reading']:.2f}"
-            )
+            figures = f"{row['gb_per_second']:8.1f} GB/s, reading {row['read_gb_per_second']:6.1f}"
+            print(f"{head} {figures}: x {row['cost_of_reading']:.2f}")
         else:
             print(f"{head} {row['gflops']:8.1f} GFLOP/s, BLAS {row['blas_gflops']:6.1f}: {row['of_blas']:.0%}")
 

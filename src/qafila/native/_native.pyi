@@ -126,3 +126,41 @@ def scale_add(
 
 def log_sum_exp(isa: str, x: npt.NDArray[np.float32]) -> tuple[float, float]:
     """The maximum, and ``log(sum(exp(x - maximum)))``."""
+
+# Attention of one KV head, kernel by kernel. A pool is [blocks, kv_bytes] and a table names the blocks of positions
+# 0-15, 16-31, ...; partial results are [splits, rows] of splits of 256 positions.
+
+def kv_bytes(head_dim: int, int8: bool) -> int:
+    """Bytes of one head's keys and values in one block of 16 positions."""
+
+def kv_store(
+    isa: str,
+    keys: npt.NDArray[np.float32],
+    values: npt.NDArray[np.float32],
+    first: int,
+    int8: bool,
+    table: npt.NDArray[np.int32],
+    pool: npt.NDArray[np.uint8],
+) -> None:
+    """Keys and values ``[tokens, head_dim]`` of positions from ``first`` on into their blocks."""
+
+def attend(
+    isa: str,
+    queries: npt.NDArray[np.float32],
+    first: npt.NDArray[np.int32],
+    last: npt.NDArray[np.int32],
+    pool: npt.NDArray[np.uint8],
+    table: npt.NDArray[np.int32],
+    end: int,
+    int8: bool,
+    maximum: npt.NDArray[np.float32],
+    sum: npt.NDArray[np.float32],
+    values: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+    repeat: int = 1,
+) -> None:
+    """Scaled queries ``[rows, head_dim]`` over positions ``first`` to ``last`` of each row; keys end before ``end``.
+
+    ``maximum``, ``sum`` and ``values`` take each split's partial results, ``out`` what they come to together; all is
+    done ``repeat`` times.
+    """
