@@ -25,6 +25,8 @@ Scores = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 #: Allowed tokens: bit ``i % 32`` of word ``i // 32`` for token ``i``; ``[ceil(V / 32)]``.
 Mask = npt.NDArray[np.uint32]
+NOT_NUMBERS = "the model gave no usable logits (not a number, or infinite): its weights may be damaged"
+NOTHING_ALLOWED = "the grammar allows no token that the model has"
 Bias = tuple[tuple[int, float], ...]
 
 
@@ -207,7 +209,7 @@ def adjusted(logits_V: Logits, params: SamplingParams, occurrences: Occurrences,
         allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=scores.size).astype(bool)
         scores[~allowed] = -np.inf
         if scores.max() == -np.inf:
-            raise QafilaError("the grammar allows no token that the model has")
+            raise QafilaError(NOTHING_ALLOWED)
     return scores
 
 
@@ -272,7 +274,7 @@ def _checked(logits_V: Logits) -> Scores:
     scores = logits_V.astype(np.float64)
     # Minus infinity is how a grammar forbids a token; everything else must be a number.
     if not np.isfinite(scores.max()):
-        raise QafilaError("the model gave no usable logits (not a number, or infinite): its weights may be damaged")
+        raise QafilaError(NOT_NUMBERS)
     return scores
 
 

@@ -164,3 +164,63 @@ def attend(
     ``maximum``, ``sum`` and ``values`` take each split's partial results, ``out`` what they come to together; all is
     done ``repeat`` times.
     """
+
+class SampleSettings:
+    """How tokens are chosen: `qafila.sampling.SamplingParams` as numbers."""
+
+    def __init__(
+        self,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        log_min_p: float,
+        repetition: float,
+        presence: float,
+        frequency: float,
+        bias_ids: npt.NDArray[np.int32],
+        biases: npt.NDArray[np.float64],
+    ) -> None: ...
+
+class Sampler:
+    """Chooses tokens as `qafila.sampling.sample` does. One call at a time.
+
+    Args:
+        threads: at most so many; 0 for one a processor. Results do not depend on it.
+        isa: ``portable``, ``avx2`` or ``avx512``; empty for the best. Results do not depend on it either.
+
+    Raises:
+        ValueError: the processor or the build does not have that instruction set.
+    """
+
+    def __init__(self, threads: int = 0, isa: str = "") -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def choose(
+        self,
+        logits: npt.NDArray[np.float32],
+        rows: list[
+            tuple[
+                SampleSettings,
+                int,
+                int,
+                int,
+                npt.NDArray[np.int32] | None,
+                npt.NDArray[np.int32] | None,
+                npt.NDArray[np.uint32] | None,
+                int,
+            ]
+        ],
+    ) -> list[tuple[int, float, tuple[tuple[int, float], ...]] | int]:
+        """For each row id, log-probability and likeliest tokens, or what is wrong.
+
+        Args:
+            logits: ``[R, V]``, contiguous.
+            rows: settings, seed, position, sample, ids of the tokens so far (each once) and how often each was
+                generated (both None where that does not matter), mask or None, how many likeliest tokens to name.
+
+        Returns:
+            For a row without an answer 1 (the logits are not numbers) or 2 (the mask leaves nothing).
+
+        Raises:
+            ValueError: sizes that do not fit.
+        """

@@ -1,0 +1,13 @@
+// The passes over a vocabulary, compiled for any processor.
+#define QAFILA_PASSES_NAMESPACE portable
+#include "sample_passes.h"
+
+namespace qafila {
+
+const SamplePasses* portable_sample_passes() {
+    static constexpr SamplePasses passes{"portable",        portable::maxima<float>, portable::maxima<double>, portable::sum_exp,
+                                         portable::sums<float>, portable::sums<double>,   portable::weigh};
+    return &passes;
+}
+
+}  // namespace qafila
