@@ -163,6 +163,11 @@ template <typename Type, int N>
     }
 }
 
+// From this many tokens on the arithmetic of a block takes longer than the processor looks ahead, and what comes next must
+// be asked for; with fewer, its own prefetcher does better.
+constexpr int kPrefetchTokens = 5;
+constexpr std::size_t kPrefetchBytes = 2048;
+
 // One panel by T tokens.
 template <typename Type, int T>
 void tile(Bytes panel, const Activations& x, std::size_t token, float* out, std::size_t out_stride) {
@@ -173,6 +178,11 @@ void tile(Bytes panel, const Activations& x, std::size_t token, float* out, std:
     std::size_t at = token;
     for (std::size_t b = 0; b < blocks; b += Type::kSubs, panel += Type::kBytes) {
         for (std::size_t sub = 0; sub < Type::kSubs; ++sub, at += x.tokens) {
+            constexpr std::size_t kSize = Type::kBytes / Type::kSubs;
+            if constexpr (T >= kPrefetchTokens) {
+                const Bytes ahead = panel + sub * kSize + kPrefetchBytes;
+                for (std::size_t i = 0; i < kSize; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+            }
             Weights weights;
             Type::load(panel, sub, weights);
 #pragma GCC unroll 16
