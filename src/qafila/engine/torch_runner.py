@@ -56,6 +56,8 @@ class TorchRunner:
         max_tokens: most tokens of one step.
         max_rows: most rows of logits of one step.
         kv_dtype: type of stored keys and values; the model's by default, as in plain generation.
+        exact: read prompts one token at a time. Matrix products of torch may round differently with another number of
+            tokens; with this, numbers are the same bit for bit however a prompt is cut, and prompts take long.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class TorchRunner:
         max_tokens: int = 512,
         max_rows: int = 64,
         kv_dtype: torch.dtype | None = None,
+        exact: bool = False,
     ) -> None:
         for name, value in (("num_blocks", num_blocks), ("max_tokens", max_tokens), ("max_rows", max_rows)):
             if value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value!r}")
         config = model.config
         self.config = config
+        self._at_once = 1 if exact else max_tokens
         self.num_blocks, self.max_tokens, self.max_rows = num_blocks, max_tokens, max_rows
         kept = [plan.index for plan in config.layers if plan.attention != "cross"]
         self._layers = {layer: place for place, layer in enumerate(kept)}
@@ -105,11 +109,14 @@ class TorchRunner:
         states = []
         with memory_told(f"a step of {len(step.token_ids)} tokens"):
             for s, (start, end) in enumerate(zip(step.starts[:-1].tolist(), step.starts[1:].tolist(), strict=True)):
-                ids_BT = torch.from_numpy(step.token_ids[start:end].astype(np.int64))[None].to(device)
+                ids_T = torch.from_numpy(step.token_ids[start:end].astype(np.int64)).to(device)
                 cache = _Paged(self._pool, self._layers, tables[s], int(step.positions[start]))
                 wanted = step.wanted[(step.wanted >= start) & (step.wanted < end)] - start
-                hidden_BTD = self._model.model(ids_BT, None, cache, None)
-                states.append(hidden_BTD[0, torch.from_numpy(wanted.astype(np.int64)).to(device)])
+                parts = [
+                    self._model.model(part_T[None], None, cache, None)[0]
+                    for part_T in torch.split(ids_T, self._at_once)
+                ]
+                states.append(torch.cat(parts)[torch.from_numpy(wanted.astype(np.int64)).to(device)])
         return torch.cat(states)
 
     def copy_block(self, source: int, target: int) -> None:
