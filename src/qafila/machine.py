@@ -86,3 +86,52 @@ def _read_group(folder: Path, limit_name: str, usage_name: str, cache_key: str) 
     except (OSError, ValueError):
         pass
     return max(0, usage), int(limit)
+
+
+def usable_cores(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"), cpus: Path = Path("/sys/devices/system/cpu")
+) -> int:
+    """How many threads are worth computing with: physical cores this process may run on, within its container's share.
+
+    Two hardware threads of one core share the arithmetic units, so they count once.
+    """
+    everywhere = hasattr(os, "sched_getaffinity")
+    allowed = os.sched_getaffinity(0) if everywhere else set(range(os.cpu_count() or 1))
+    cores = {_siblings(cpus / f"cpu{cpu}", cpu) for cpu in allowed}
+    return max(1, min([len(cores), *(int(share) for share in _cgroup_cpus(proc, cgroups))]))
+
+
+def _siblings(folder: Path, cpu: int) -> str:
+    try:
+        return (folder / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_cpus(proc: Path, cgroups: Path) -> list[float]:
+    """Processors that each control group above this process may use on average, where it is limited."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found: list[float] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            for root in (cgroups, cgroups / "unified"):
+                found += [_share(group, ("cpu.max",)) for group in _lineage(root, path)]
+        elif "cpu" in controllers.split(","):
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            for root in (cgroups / "cpu", cgroups / controllers):
+                found += [_share(group, names) for group in _lineage(root, path)]
+    return [share for share in found if share > 0]
+
+
+def _share(folder: Path, names: tuple[str, ...]) -> float:
+    """Quota over period; 0 where there is no limit (v2 says "max", v1 says -1)."""
+    try:
+        quota, period = " ".join((folder / name).read_text() for name in names).split()
+        return max(1.0, int(quota) / int(period)) if int(quota) > 0 else 0.0
+    except (OSError, ValueError, ZeroDivisionError):
+        return 0.0

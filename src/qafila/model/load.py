@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qafila.config import ModelConfig
-from qafila.errors import FormatError, UnsupportedError
 from qafila.model.llama import LlamaModel
-from qafila.parameters import Shape, parameter_shapes
 from qafila.quant.dtypes import DType
+from qafila.weights.check import check_tensors
 from qafila.weights.tensor import LazyTensor
 from qafila.weights.tensor import Tensor as WeightTensor
 
@@ -58,35 +57,6 @@ def load_model(
     state = {name: to_torch(lazy.read(), dtype=dtype, device=device) for name, lazy in tensors.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def check_tensors(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, source: object) -> None:
-    """Hold names, shapes and types of ``tensors`` to ``config``; see :func:`load_model` for what is raised."""
-    expected = parameter_shapes(config)
-    missing = expected.keys() - tensors.keys()
-    if missing:
-        raise FormatError(
-            source, f"{_first(missing)} missing; the file is incomplete or its configuration is not its own"
-        )
-    extra = tensors.keys() - expected.keys()
-    if extra:
-        raise FormatError(source, f"{_first(extra)} not part of the model that the configuration describes")
-    for name, lazy in tensors.items():
-        if lazy.shape != expected[name]:
-            raise FormatError(
-                lazy.origin, f"{name} has shape {_text(lazy.shape)}; the configuration asks for {_text(expected[name])}"
-            )
-        if not (lazy.dtype.quantised or lazy.dtype.floating):
-            raise UnsupportedError(lazy.origin, f"{name} is {lazy.dtype.name}, which is no type of weights")
-
-
-def _first(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return f"tensor {ordered[0]} is" if len(ordered) == 1 else f"{len(ordered)} tensors ({ordered[0]}, ...) are"
-
-
-def _text(shape: Shape) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
 
 
 def to_torch(tensor: WeightTensor, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:

@@ -224,3 +224,80 @@ class Sampler:
         Raises:
             ValueError: sizes that do not fit.
         """
+
+class Model:
+    """A Llama's forward pass with its weights and KV cache; :mod:`qafila.engine.native_runner` is the way to it.
+
+    Every call raises ValueError, before anything is changed, for arguments that do not fit. A matrix is named by its
+    layer (-1: the head), its role and the number of its expert, as in native/model.h.
+    """
+
+    isa: str
+    threads: int
+    weight_bytes: int
+    block_bytes: int
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        vocabulary: int,
+        embedding_rows: int,
+        eps: float,
+        interleaved: bool,
+        tied: bool,
+        inverse_frequencies: npt.NDArray[np.float32],
+        layers: Sequence[tuple[bool, bool, bool, int, int, int, int]],
+        threads: int,
+        cpus: list[int],
+        isa: str,
+    ) -> None:
+        """A model without weights; ``layers`` are (rotary, qk_norm, temperature, chunk, ffn, experts, top_k)."""
+
+    def declare(self, layer: int, role: int, expert: int, ggml_type: int) -> None:
+        """Say in which type a matrix comes."""
+
+    def allocate_weights(self) -> None:
+        """Map memory for all declared matrices, which must be complete. MemoryError where there is none."""
+
+    def pack(self, layer: int, role: int, expert: int, data: npt.NDArray[np.uint8], mapped: bool) -> None:
+        """Take a matrix's rows; ``mapped`` lets the pages of their file be dropped."""
+
+    def set_norm(self, layer: int, ffn: bool, values: npt.NDArray[np.float32]) -> None:
+        """A layer's norm before attention or feed-forward, or with layer -1 the last one."""
+
+    def set_embedding(self, ggml_type: int, data: npt.NDArray[np.uint8]) -> None:
+        """An untied embedding, which stays where it is and is kept alive."""
+
+    def start(self, blocks: int, int8: bool, max_tokens: int, max_rows: int) -> None:
+        """Map the KV cache and the buffers of a step."""
+
+    def step(
+        self,
+        *,
+        logits: bool,
+        ids: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int32],
+        blocks: npt.NDArray[np.int32],
+        adapters: npt.NDArray[np.int32],
+        wanted: npt.NDArray[np.int32],
+        query_scales: npt.NDArray[np.float32] | None,
+    ) -> npt.NDArray[np.float32]:
+        """Logits or normed hidden states of the wanted tokens: a view, good until the next step."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block of the KV cache."""
+
+    def add_adapter(
+        self,
+        id: int,
+        parts: Sequence[tuple[int, int, float, npt.NDArray[np.float32], npt.NDArray[np.float32]]],
+    ) -> None:
+        """Add a LoRA adapter: (layer, role, scaling, A, B) of every adapted matrix."""
+
+    def remove_adapter(self, id: int) -> None:
+        """Forget an adapter."""

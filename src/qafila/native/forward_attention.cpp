@@ -1,0 +1,154 @@
+// The attention half of a layer.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "forward.h"
+
+namespace qafila {
+
+void Forward::attention(Member& me, std::size_t index, const Layer& layer) {
+    const Shape& shape = model_.shape;
+    const std::size_t tokens = step_->tokens;
+    const Matrix *query = &layer.matrices[kQuery], *key = &layer.matrices[kKey], *value = &layer.matrices[kValue];
+    const unsigned forms = form_of(query->type) | form_of(key->type) | form_of(value->type);
+    const Activations normed = prepare(me, forms, shape.dim, tokens, [&](std::size_t token, float* out) {
+        kernels_.rms_norm(x(token), layer.attention_norm, shape.dim, shape.eps, out);
+    });
+    if (step_->adapters != nullptr) lower(me, index, {kQuery, kKey, kValue}, normed);
+    const Cut q_cut(*query, tokens, members_.size(), 2), kv_cut(*key, tokens, members_.size(), 4);
+    const Cut v_cut(*value, tokens, members_.size(), 4);
+    share(me, q_cut.items + kv_cut.items + v_cut.items, [&](std::size_t item) {
+        const auto product = [&](const Matrix& matrix, Role role, const Cut& cut, std::size_t number, float* out,
+                                 std::size_t stride) {
+            const Piece piece = cut.piece(number);
+            kernels_.product[static_cast<int>(matrix.type)](matrix.panels, piece.panel, piece.panel_end, normed,
+                                                            piece.token, piece.token_end, out, stride);
+            if (step_->adapters != nullptr) raise(me, index, role, piece, out, stride);
+        };
+        if (item < q_cut.items)
+            product(*query, kQuery, q_cut, item, q_, q_stride_);
+        else if (item < q_cut.items + kv_cut.items)
+            product(*key, kKey, kv_cut, item - q_cut.items, k_, kv_stride_);
+        else
+            product(*value, kValue, v_cut, item - q_cut.items - kv_cut.items, v_, kv_stride_);
+    });
+    barrier(me);
+
+    if (!stored_by_items_) {
+        share(me, tokens, [&](std::size_t token) {
+            for (std::size_t head = 0; head < shape.kv_heads; ++head)
+                store(index, layer, token, sequence_of_token_[token], head);
+        });
+        barrier(me);
+    } else {
+        ++me.phase;
+    }
+    const AttentionPlan& plan = layer.plan.chunk > 0 ? chunked_ : full_;
+    share(me, plan.items.size(), [&](std::size_t item) { attend(me, index, layer, plan, plan.items[item]); });
+    barrier(me);
+
+    const Matrix& output = layer.matrices[kOutput];
+    const Activations attended =
+        prepare(me, form_of(output.type), output.columns, tokens,
+                [&](std::size_t token, float* out) { merge(plan, token, out); });
+    if (step_->adapters != nullptr) lower(me, index, {kOutput}, attended);
+    const Cut cut(output, tokens, members_.size(), 1);
+    share(me, cut.items, [&](std::size_t item) { add_product(me, output, attended, cut.piece(item), index, kOutput); });
+    barrier(me);
+}
+
+// Turns one token's key of one head and puts it and its value into the cache.
+void Forward::store(std::size_t index, const Layer& layer, std::size_t token, std::size_t sequence,
+                    std::size_t kv_head) {
+    const Shape& shape = model_.shape;
+    const std::size_t n = shape.head_dim, half = n / 2;
+    float* key = k_ + token * kv_stride_ + kv_head * n;
+    if (layer.plan.rotary)
+        kernels_.rope(key, cosines_ + token * half, sines_ + token * half, n, shape.interleaved);
+    if (layer.plan.qk_norm) kernels_.rms_norm(key, nullptr, n, shape.eps, key);
+    const std::size_t position = static_cast<std::size_t>(step_->positions[token]);
+    const std::size_t block = static_cast<std::size_t>(table(sequence)[position / kBlockTokens]);
+    kernels_.store_kv(key, v_ + token * kv_stride_ + kv_head * n, n, position % kBlockTokens, model_.int8,
+                      model_.cache_block(block) + model_.cache_offset(index, kv_head));
+}
+
+void Forward::attend(Member& me, std::size_t index, const Layer& layer, const AttentionPlan& plan,
+                     const TileItem& item) {
+    const Shape& shape = model_.shape;
+    const Tile& tile = plan.tiles[item.tile];
+    const std::size_t n = shape.head_dim, half = n / 2, group = shape.heads / shape.kv_heads;
+    const std::size_t count = tile.end - tile.begin, rows = count * group;
+    const std::size_t splits = tile.split_end - tile.split_begin;
+    const std::size_t split_begin = tile.apart ? item.split : tile.split_begin;
+    const std::size_t split_end = tile.apart ? item.split + 1 : tile.split_end;
+    if (stored_by_items_ && split_end == tile.split_end)
+        for (std::size_t token = tile.begin; token < tile.end; ++token)
+            store(index, layer, token, tile.sequence, item.kv_head);
+
+    const float factor = 1.0F / std::sqrt(static_cast<float>(n));
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t token = tile.begin + i;
+        const std::int32_t position = step_->positions[token];
+        const float* source = q_ + token * q_stride_ + item.kv_head * group * n;
+        float* query = me.queries + i * group * n;
+        std::memcpy(query, source, group * n * sizeof(float));
+        for (std::size_t g = 0; g < group; ++g) {
+            if (layer.plan.rotary)
+                kernels_.rope(query + g * n, cosines_ + token * half, sines_ + token * half, n, shape.interleaved);
+            if (layer.plan.qk_norm) kernels_.rms_norm(query + g * n, nullptr, n, shape.eps, query + g * n);
+            me.first[i * group + g] = layer.plan.chunk > 0 ? position / layer.plan.chunk * layer.plan.chunk : 0;
+            me.last[i * group + g] = position;
+        }
+        if (layer.plan.temperature) kernels_.scale(query, step_->query_scales[token], group * n);
+        kernels_.scale(query, factor, group * n);
+    }
+
+    // Results of split s of this head: rows from `base` on; those of one row lie `rows` apart.
+    float *maximum = partial_maximum_, *sum = partial_sum_, *values = partial_values_;
+    std::size_t base = tile.partial + (item.kv_head * splits + (split_begin - tile.split_begin)) * rows;
+    if (!tile.apart) {
+        Layout layout(me.partial.data());
+        layout.place(values, rows * splits * n);
+        layout.place(maximum, rows * splits);
+        layout.place(sum, rows * splits);
+        base = 0;
+    }
+    const void* pointers[kSplitTokens / kBlockTokens];
+    const std::int32_t* blocks = table(tile.sequence);
+    const std::size_t offset = model_.cache_offset(index, item.kv_head);
+    const std::size_t seen = static_cast<std::size_t>(step_->positions[tile.end - 1]) + 1;
+    for (std::size_t split = split_begin; split < split_end; ++split, base += rows) {
+        const std::size_t begin = split * kSplitTokens, end = std::min(seen, begin + kSplitTokens);
+        for (std::size_t i = 0; begin + i * kBlockTokens < end; ++i)
+            pointers[i] = model_.cache_block(static_cast<std::size_t>(blocks[begin / kBlockTokens + i])) + offset;
+        kernels_.attend({me.queries, me.first, me.last, rows, n, pointers, static_cast<std::int32_t>(begin),
+                         static_cast<std::int32_t>(end), model_.int8, maximum + base, sum + base, values + base * n,
+                         me.attend_scratch});
+    }
+    if (tile.apart) return;
+    for (std::size_t row = 0; row < rows; ++row)
+        kernels_.merge(maximum + row, sum + row, values + row * n, splits, rows, n,
+                       attended_ + ((tile.begin + row / group) * shape.heads + item.kv_head * group + row % group) * n);
+}
+
+// What one token attended to, all heads; merges the splits of a tile whose items did not.
+void Forward::merge(const AttentionPlan& plan, std::size_t token, float* out) const {
+    const Shape& shape = model_.shape;
+    const Tile& tile = plan.tiles[plan.tile_of_token[token]];
+    const std::size_t n = shape.head_dim, group = shape.heads / shape.kv_heads;
+    if (!tile.apart) {
+        std::memcpy(out, attended_ + token * shape.heads * n, shape.heads * n * sizeof(float));
+        return;
+    }
+    const std::size_t splits = tile.split_end - tile.split_begin, rows = (tile.end - tile.begin) * group;
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+        const std::size_t row =
+            tile.partial + head / group * splits * rows + (token - tile.begin) * group + head % group;
+        kernels_.merge(partial_maximum_ + row, partial_sum_ + row, partial_values_ + row * n, splits, rows, n,
+                       out + head * n);
+    }
+}
+
+}  // namespace qafila
