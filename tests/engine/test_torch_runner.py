@@ -71,9 +71,9 @@ def test_alone(model: LlamaModel, params: SamplingParams) -> None:
         check(engine, [Request([5, 17, 3, 44], params=params, seed=1)], model)
 
 
-@pytest.mark.parametrize("blocks", [14, 64])
-def test_in_a_batch_with_shared_prefixes_forks_and_preemption(model: LlamaModel, blocks: int) -> None:
-    with Engine(TorchRunner(model, blocks, max_tokens=40)) as engine:
+@pytest.mark.parametrize(("blocks", "batched"), [(14, False), (64, False), (14, True), (64, True)])
+def test_in_a_batch_with_shared_prefixes_forks_and_preemption(model: LlamaModel, blocks: int, batched: bool) -> None:
+    with Engine(TorchRunner(model, blocks, max_tokens=40, batched=batched)) as engine:
         asked = [
             Request(
                 [*range(length), length % 7],
@@ -120,3 +120,23 @@ def test_fingerprints_tell_weights_apart(model: LlamaModel) -> None:
     assert TorchRunner(same, 1).fingerprint == fingerprint
     assert TorchRunner(other, 1).fingerprint != fingerprint
     assert TorchRunner(model, 1, kv_dtype=torch.float16).fingerprint != fingerprint
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replayed_decoding_on_cuda_is_eager_decoding(dtype: torch.dtype) -> None:
+    model = load_model(DENSE, random_tensors(DENSE, 0, scale=1.5)).to("cuda", dtype)
+    runners = [TorchRunner(model, 32, batched=batched) for batched in (False, True)]
+    rng = np.random.default_rng(0)
+    tables = rng.permutation(32)[:24].reshape(3, 8).astype(np.int32)
+    for position in range(100):
+        step = Step(
+            rng.integers(60, size=3, dtype=np.int32),
+            np.full(3, position, np.int32),
+            np.arange(4, dtype=np.int32),
+            tables,
+            np.zeros(3, np.int32),
+            np.arange(3, dtype=np.int32),
+        )
+        one, other = (runner.logits(step) for runner in runners)
+        np.testing.assert_allclose(one, other, atol=1e-3 if dtype == torch.float32 else 0.5)
