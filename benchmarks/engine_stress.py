@@ -120,7 +120,9 @@ def _runner(kind: str, blocks: int) -> Runner:
         from qafila.model.load import load_model
 
         return TorchRunner(load_model(config, tensors), blocks, max_tokens=64, max_rows=16, exact=True)
-    raise SystemExit(f"error: no runner {kind!r}")
+    from qafila.engine.native_runner import NativeRunner
+
+    return NativeRunner(config, tensors, threads=2, num_blocks=blocks, max_tokens=64, max_rows=16)
 
 
 def _alone(engine: Engine) -> Callable[[Request], list[tuple[int, float]]]:
