@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from byte_tokenizer import CHATML, ByteTokenizer
 from fake_runner import FakeRunner, hashed_logits
 
 from qafila.engine.engine import Engine
@@ -485,6 +487,39 @@ def test_a_grammar_masks_and_ends_the_answer() -> None:
         assert handle.finish_reasons == ["stop", "stop"]
         assert [len(ids_of(tokens, answer)) for answer in range(2)] == [6, 6]
         assert all(token.id % 2 == 0 for token in tokens)
+        assert_idle(engine)
+
+
+def test_a_grammar_that_gets_stuck_fails_its_request_alone() -> None:
+    class Stuck(EvenOnly):
+        def mask(self) -> np.ndarray:
+            if self.count == 3:
+                raise QafilaError("the grammar is too complex")
+            return super().mask()
+
+    with Engine(FakeRunner(), grammar=lambda spec: Stuck) as engine:
+        stuck = engine.submit(request(grammar=GrammarSpec("regex", "x"), n=2))
+        fine = engine.submit(request())
+        with pytest.raises(QafilaError, match="too complex"):
+            list(stuck)
+        assert stuck.usage.generated == 6
+        assert ids_of(list(fine)) == oracle(fine.request)
+        assert_idle(engine)
+
+
+def test_an_answer_follows_its_schema() -> None:
+    tokenizer = ByteTokenizer(CHATML, eos="<|im_end|>")
+    spec = GrammarSpec("json_schema", '{"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]}')
+    with Engine(FakeRunner(vocab_size=tokenizer.vocab_size), tokenizer=tokenizer) as engine:
+        for seed in range(3):
+            handle = engine.submit(request(grammar=spec, seed=seed, max_tokens=400, n=2))
+            tokens = list(handle)
+            for answer in range(2):
+                assert handle.finish_reasons[answer] == "stop"
+                data = b"".join(tokenizer.token_bytes(id) for id in ids_of(tokens, answer) if id < 256)
+                assert json.loads(data)["a"] in (1, 22)
+        with pytest.raises(UsageError, match="JSON schema"):
+            engine.submit(request(grammar=GrammarSpec("json_schema", "{")))
         assert_idle(engine)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,34 +19,13 @@ from qafila.engine.request import GrammarSpec, Request
 from qafila.engine.runner import BLOCK_TOKENS, Float32, Runner
 from qafila.engine.sampler import Sampler
 from qafila.engine.scheduler import Proposer, Scheduler, StepArrays
+from qafila.engine.stats import EngineStats
 from qafila.engine.stream import Matcher, Stream
 from qafila.engine.validation import check_request
 from qafila.errors import QafilaError, UsageError
 
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What the engine is doing, and what it did since it was made.
-
-    Attributes:
-        waiting: answers that wait for their turn, those of unread prompts included.
-        running: answers under way.
-        blocks: of the KV cache.
-        blocks_used: held by answers under way.
-        blocks_cached: held by nobody, with a known prefix that a later prompt may begin with.
-        prefix_hit_tokens: prompt tokens that were found in the cache.
-        preemptions: answers that had to give their blocks back and were computed again.
-        steps: batches computed.
-    """
-
-    waiting: int
-    running: int
-    blocks: int
-    blocks_used: int
-    blocks_cached: int
-    prefix_hit_tokens: int
-    preemptions: int
-    steps: int
+if TYPE_CHECKING:
+    from qafila.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -64,15 +44,20 @@ class Engine:
 
     Args:
         runner: the model; the engine closes it.
+        tokenizer: of the model; grammars need it.
+        stop_ids: tokens that may end an answer where its grammar lets it end, beside the tokenizer's EOS.
         max_running: most answers that are under way at once; by default as many as the runner has rows for.
         proposer: guesses tokens ahead for an answer to the request it is given; None for never.
-        grammar: compiles a grammar to a maker of matchers, one for each answer; raises `QafilaError`.
+        grammar: compiles a grammar to a maker of matchers, one for each answer; raises `QafilaError`. By default
+            `GrammarCompiler` over the tokenizer.
     """
 
     def __init__(
         self,
         runner: Runner,
         *,
+        tokenizer: Tokenizer | None = None,
+        stop_ids: Collection[int] = (),
         max_running: int | None = None,
         proposer: Callable[[Request], Proposer | None] | None = None,
         grammar: Callable[[GrammarSpec], Callable[[], Matcher]] | None = None,
@@ -91,6 +76,7 @@ class Engine:
         self._arrays = StepArrays()
         self._sampler = Sampler()
         self._proposer, self._grammar = proposer, grammar
+        self._tokenizer, self._stop_ids = tokenizer, frozenset(stop_ids)
         self._adapters: dict[str, _Adapter] = {}
         self._changed = threading.Condition()
         self._stepping = False
@@ -313,13 +299,17 @@ class Engine:
             whole = len(places) == len(logits_RV) and places == list(range(len(places)))
             for stream, _ in sampling:
                 if stream.matcher is not None:
-                    stream.row.mask = stream.matcher.mask()
+                    try:
+                        stream.row.mask = stream.matcher.mask()
+                    except Exception as error:
+                        # What it is given meanwhile goes to nobody.
+                        self._fail([stream], error)
             rows = [stream.row for stream, _ in sampling]
             chosen = self._sampler(logits_RV if whole else np.take(logits_RV, places, axis=0), rows)
             more = []
             for (stream, row), sampled in zip(sampling, chosen, strict=True):
                 if stream.handle.finished:
-                    continue  # another answer to the same request failed just now
+                    continue  # it failed just now, or another answer to the same request did
                 if isinstance(sampled, QafilaError):
                     self._fail([stream], sampled)
                     continue
@@ -391,7 +381,13 @@ class Engine:
         if spec is None:
             return None
         if self._grammar is None:
-            raise UsageError("a grammar needs a tokenizer; give the engine one")
+            if self._tokenizer is None:
+                raise UsageError("a grammar needs a tokenizer; give the engine one")
+            from qafila.engine.grammar import GrammarCompiler
+
+            self._grammar = GrammarCompiler(
+                self._tokenizer, stop_ids=self._stop_ids, vocabulary=self.runner.config.vocab_size
+            )
         return self._grammar(spec)
 
 
