@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ class Engine:
         tokenizer: of the model; grammars need it.
         stop_ids: tokens that may end an answer where its grammar lets it end, beside the tokenizer's EOS.
         max_running: most answers that are under way at once; by default as many as the runner has rows for.
-        proposer: guesses tokens ahead for an answer to the request it is given; None for never.
+        proposer: guesses tokens ahead for the one answer to the request it is given (which has a seed); None for never.
         grammar: compiles a grammar to a maker of matchers, one for each answer; raises `QafilaError`. By default
             `GrammarCompiler` over the tokenizer.
     """
@@ -113,7 +113,7 @@ class Engine:
                 root=root,
                 adapter=adapter.number if adapter else 0,
                 arrival=arrival,
-                proposer=self._proposer(request) if self._proposer is not None and request.speculate else None,
+                proposer=self._guesses_for(replace(request, seed=seed, n=1, sample_index=request.sample_index + index)),
                 matcher=matcher() if matcher is not None else None,
             )
             for index in range(request.n)
@@ -376,6 +376,9 @@ class Engine:
             known = ", ".join(sorted(self._adapters)) or "none"
             raise UsageError(f"there is no adapter {name!r:.80}; known are: {known}")
         return adapter
+
+    def _guesses_for(self, request: Request) -> Proposer | None:
+        return self._proposer(request) if self._proposer is not None and request.speculate else None
 
     def _compile(self, spec: GrammarSpec | None) -> Callable[[], Matcher] | None:
         if spec is None:
