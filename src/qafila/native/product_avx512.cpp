@@ -1,7 +1,7 @@
 // Products of quantised weights with AVX-512 VNNI. kernels.h describes panels, activations and the order of arithmetic.
 //
 // A block's weights are unpacked once, into eight registers of 16 rows by 4 columns, and up to 16 tokens stream past
-// them as broadcast memory operands; their float accumulators stay in registers over all of a panel's blocks.
+// them as broadcasts from memory; their float accumulators stay in registers over all of a panel's blocks.
 #include <immintrin.h>
 
 #include <cstring>
@@ -43,10 +43,11 @@ struct Weights {
     __m512 d, m;
 };
 
-// Each type says how many blocks of 32 columns make one of its own, what that takes, its zero point (as a power of two)
-// and how to read block `sub` of it.
+// Each type says how many blocks of 32 columns make one of its own, what that takes, up to how many tokens read several
+// panels at once (see kWide), its zero point (as a power of two) and how to read block `sub` of it.
 struct Q8_0 {
     static constexpr std::size_t kSubs = 1, kBytes = 32 + 512;
+    static constexpr std::size_t kWideTokens = 4;
     static constexpr int kZeroBits = 7;
     static constexpr bool kMinimum = false, kHalves = false;
     static void load(Bytes block, std::size_t, Weights& out) {
@@ -56,6 +57,7 @@ struct Q8_0 {
 };
 struct Q4_0 {
     static constexpr std::size_t kSubs = 1, kBytes = 32 + 256;
+    static constexpr std::size_t kWideTokens = 2;
     static constexpr int kZeroBits = 3;
     static constexpr bool kMinimum = false, kHalves = false;
     static void load(Bytes block, std::size_t, Weights& out) {
@@ -65,6 +67,7 @@ struct Q4_0 {
 };
 struct Q4_1 {
     static constexpr std::size_t kSubs = 1, kBytes = 64 + 256;
+    static constexpr std::size_t kWideTokens = 2;
     static constexpr int kZeroBits = 0;
     static constexpr bool kMinimum = true, kHalves = false;
     static void load(Bytes block, std::size_t, Weights& out) {
@@ -81,6 +84,7 @@ inline void load_k_scales(Bytes block, std::size_t sub, Weights& out) {
 }
 struct Q4_K {
     static constexpr std::size_t kSubs = 8, kBytes = 320 + 8 * 256;
+    static constexpr std::size_t kWideTokens = 2;
     static constexpr int kZeroBits = 0;
     static constexpr bool kMinimum = true, kHalves = false;
     static void load(Bytes block, std::size_t sub, Weights& out) {
@@ -90,6 +94,7 @@ struct Q4_K {
 };
 struct Q5_K {
     static constexpr std::size_t kSubs = 8, kBytes = 320 + 8 * 320;
+    static constexpr std::size_t kWideTokens = 2;
     static constexpr int kZeroBits = 0;
     static constexpr bool kMinimum = true, kHalves = false;
     static void load(Bytes block, std::size_t sub, Weights& out) {
@@ -106,6 +111,7 @@ struct Q5_K {
 };
 struct Q6_K {
     static constexpr std::size_t kSubs = 8, kBytes = 288 + 8 * 384;
+    static constexpr std::size_t kWideTokens = 2;
     static constexpr int kZeroBits = 5;
     static constexpr bool kMinimum = false, kHalves = true;
     static void load(Bytes block, std::size_t sub, Weights& out) {
@@ -118,7 +124,8 @@ struct Q6_K {
         for (int j = 0; j < 2; ++j) {
             const __m512i high = load512(q + 256 + 64 * j);
             // Bits that shift in from the byte below fall outside the mask.
-            const __m512i bits[4] = {_mm512_slli_epi16(high, 4), _mm512_slli_epi16(high, 2), high, _mm512_srli_epi16(high, 2)};
+            const __m512i bits[4] = {_mm512_slli_epi16(high, 4), _mm512_slli_epi16(high, 2), high,
+                                     _mm512_srli_epi16(high, 2)};
             for (int c = 0; c < 4; ++c)
                 out.w[4 * j + c] = _mm512_or_si512(out.w[4 * j + c], _mm512_and_si512(bits[c], upper));
         }
@@ -131,7 +138,8 @@ inline __m512i less_zero(__m512i dot, std::int32_t sum, int bits) {
 
 // N tokens against one block; acc[t] takes the block's terms.
 template <typename Type, int N>
-[[gnu::always_inline]] inline void multiply_block(const Weights& weights, const Activations& x, std::size_t at, __m512* acc) {
+[[gnu::always_inline]] inline void multiply_block(const Weights& weights, const Activations& x, std::size_t at,
+                                                  __m512* acc) {
     const std::int8_t* q = x.quants + at * kBlockColumns;
     __m512i dot[N];
     __m512i half[N];
@@ -163,17 +171,28 @@ template <typename Type, int N>
     }
 }
 
-// From this many tokens on the arithmetic of a block takes longer than the processor looks ahead, and what comes next must
-// be asked for; with fewer, its own prefetcher does better.
+// Tokens whose dot products are computed side by side, each a chain of additions that wait for each other.
+constexpr int kGroup = 4;
+
+// From this many tokens on the arithmetic of a block takes longer than the processor looks ahead, and what comes next
+// must be asked for; with fewer, its own prefetcher does better.
 constexpr int kPrefetchTokens = 5;
 constexpr std::size_t kPrefetchBytes = 2048;
 
-// One panel by T tokens.
-template <typename Type, int T>
-void tile(Bytes panel, const Activations& x, std::size_t token, float* out, std::size_t out_stride) {
-    __m512 acc[T];
+// For the fewest tokens memory is the limit, and a core reads a quarter more from four places than from one, if each is
+// long enough for the prefetcher to get going. Panels that lie side by side are too near: they share pages.
+constexpr std::size_t kWide = 4;
+constexpr std::size_t kWideBytes = 40 * 1024;
+
+// P panels by T tokens.
+template <typename Type, std::size_t P, int T>
+void tile(Bytes panel, std::size_t panel_step, const Activations& x, std::size_t token, float* out,
+          std::size_t out_stride, std::size_t out_step) {
+    __m512 acc[P][T];
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) acc[t] = _mm512_setzero_ps();
+    for (std::size_t p = 0; p < P; ++p)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) acc[p][t] = _mm512_setzero_ps();
     const std::size_t blocks = x.columns / kBlockColumns;
     std::size_t at = token;
     for (std::size_t b = 0; b < blocks; b += Type::kSubs, panel += Type::kBytes) {
@@ -183,39 +202,61 @@ void tile(Bytes panel, const Activations& x, std::size_t token, float* out, std:
                 const Bytes ahead = panel + sub * kSize + kPrefetchBytes;
                 for (std::size_t i = 0; i < kSize; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
             }
-            Weights weights;
-            Type::load(panel, sub, weights);
 #pragma GCC unroll 16
-            for (int t = 0; t + 4 <= T; t += 4) multiply_block<Type, 4>(weights, x, at + t, acc + t);
-            if constexpr (T % 4 != 0) multiply_block<Type, T % 4>(weights, x, at + T / 4 * 4, acc + T / 4 * 4);
+            for (std::size_t p = 0; p < P; ++p) {
+                Weights weights;
+                Type::load(panel + p * panel_step, sub, weights);
+#pragma GCC unroll 16
+                for (int t = 0; t + kGroup <= T; t += kGroup)
+                    multiply_block<Type, kGroup>(weights, x, at + t, acc[p] + t);
+                constexpr int kRest = T % kGroup;
+                if constexpr (kRest != 0) multiply_block<Type, kRest>(weights, x, at + T - kRest, acc[p] + T - kRest);
+            }
         }
     }
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + t * out_stride, acc[t]);
+    for (std::size_t p = 0; p < P; ++p)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) _mm512_storeu_ps(out + t * out_stride + p * out_step, acc[p][t]);
 }
 
-constexpr std::size_t kTile = 16;
+constexpr int kTile = 16;
 // Activations that stay in the second-level cache while all panels go by.
 constexpr std::size_t kChunkBytes = 512 * 1024;
+
+using Tile = void (*)(Bytes, std::size_t, const Activations&, std::size_t, float*, std::size_t, std::size_t);
 
 template <typename Type>
 void product(const void* panels, std::size_t panel_begin, std::size_t panel_end, const Activations& x,
              std::size_t token_begin, std::size_t token_end, float* out, std::size_t out_stride) {
-    using Tile = void (*)(Bytes, const Activations&, std::size_t, float*, std::size_t);
     static constexpr Tile kTiles[kTile + 1] = {
-        nullptr,        tile<Type, 1>,  tile<Type, 2>,  tile<Type, 3>,  tile<Type, 4>,  tile<Type, 5>,
-        tile<Type, 6>,  tile<Type, 7>,  tile<Type, 8>,  tile<Type, 9>,  tile<Type, 10>, tile<Type, 11>,
-        tile<Type, 12>, tile<Type, 13>, tile<Type, 14>, tile<Type, 15>, tile<Type, 16>};
+        nullptr,           tile<Type, 1, 1>,  tile<Type, 1, 2>,  tile<Type, 1, 3>,  tile<Type, 1, 4>,
+        tile<Type, 1, 5>,  tile<Type, 1, 6>,  tile<Type, 1, 7>,  tile<Type, 1, 8>,  tile<Type, 1, 9>,
+        tile<Type, 1, 10>, tile<Type, 1, 11>, tile<Type, 1, 12>, tile<Type, 1, 13>, tile<Type, 1, 14>,
+        tile<Type, 1, 15>, tile<Type, 1, 16>};
+    static constexpr Tile kWideTiles[] = {nullptr, tile<Type, kWide, 1>, tile<Type, kWide, 2>,
+                                          Type::kWideTokens < 3 ? nullptr : tile<Type, kWide, 3>,
+                                          Type::kWideTokens < 4 ? nullptr : tile<Type, kWide, 4>};
     const std::size_t panel_size = x.columns / (kBlockColumns * Type::kSubs) * Type::kBytes;
     const std::size_t fitting = kChunkBytes / (x.columns + 1) / kTile * kTile;
     const std::size_t chunk = fitting < kTile ? kTile : fitting;
     for (std::size_t begin = token_begin; begin < token_end; begin += chunk) {
         const std::size_t end = token_end - begin < chunk ? token_end : begin + chunk;
-        for (std::size_t p = panel_begin; p < panel_end; ++p) {
+        std::size_t p = panel_begin;
+        if (end - begin <= Type::kWideTokens) {
+            const std::size_t step = (panel_end - panel_begin) / kWide;
+            if (step * panel_size >= kWideBytes) {
+                for (; p < panel_begin + step; ++p)
+                    kWideTiles[end - begin](static_cast<Bytes>(panels) + p * panel_size, step * panel_size, x, begin,
+                                            out + begin * out_stride + p * kPanelRows, out_stride, step * kPanelRows);
+                p = panel_begin + kWide * step;
+            }
+        }
+        for (; p < panel_end; ++p) {
             const Bytes panel = static_cast<Bytes>(panels) + p * panel_size;
             for (std::size_t token = begin; token < end; token += kTile) {
                 const std::size_t n = end - token < kTile ? end - token : kTile;
-                kTiles[n](panel, x, token, out + token * out_stride + p * kPanelRows, out_stride);
+                kTiles[n](panel, 0, x, token, out + token * out_stride + p * kPanelRows, out_stride, 0);
             }
         }
     }
@@ -223,10 +264,10 @@ void product(const void* panels, std::size_t panel_begin, std::size_t panel_end,
 
 }  // namespace
 
-#define QAFILA_PRODUCT(name, Type)                                                                                       \
-    void name(const void* panels, std::size_t panel_begin, std::size_t panel_end, const Activations& x,                  \
-              std::size_t token_begin, std::size_t token_end, float* out, std::size_t out_stride) {                      \
-        product<Type>(panels, panel_begin, panel_end, x, token_begin, token_end, out, out_stride);                       \
+#define QAFILA_PRODUCT(name, Type)                                                                      \
+    void name(const void* panels, std::size_t panel_begin, std::size_t panel_end, const Activations& x, \
+              std::size_t token_begin, std::size_t token_end, float* out, std::size_t out_stride) {     \
+        product<Type>(panels, panel_begin, panel_end, x, token_begin, token_end, out, out_stride);      \
     }
 QAFILA_PRODUCT(product_q8_0, Q8_0)
 QAFILA_PRODUCT(product_q4_0, Q4_0)

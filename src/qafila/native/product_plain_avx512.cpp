@@ -39,7 +39,8 @@ struct BF16 {
     static const Value* values(const Activations& x) { return x.rounded; }
 };
 
-// P panels by T tokens. Few tokens take several panels at once, because one accumulator's additions wait for each other.
+// P panels by T tokens. Few tokens take several panels at once: one accumulator's additions wait for each other, and
+// memory answers several streams faster.
 template <typename Type, int P, int T>
 void tile(const std::uint8_t* panel, std::size_t panel_size, const Activations& x, std::size_t token, float* out,
           std::size_t out_stride) {
@@ -73,8 +74,9 @@ using Tile = void (*)(const std::uint8_t*, std::size_t, const Activations&, std:
 
 template <typename Type, int P>
 constexpr Tile<Type> kTiles[kTile + 1] = {
-    nullptr,          tile<Type, P, 1>, tile<Type, P, 2>, tile<Type, P, 3>,  tile<Type, P, 4>,  tile<Type, P, 5>, tile<Type, P, 6>,
-    tile<Type, P, 7>, tile<Type, P, 8>, tile<Type, P, 9>, tile<Type, P, 10>, tile<Type, P, 11>, tile<Type, P, 12>};
+    nullptr,           tile<Type, P, 1>,  tile<Type, P, 2>, tile<Type, P, 3>, tile<Type, P, 4>,
+    tile<Type, P, 5>,  tile<Type, P, 6>,  tile<Type, P, 7>, tile<Type, P, 8>, tile<Type, P, 9>,
+    tile<Type, P, 10>, tile<Type, P, 11>, tile<Type, P, 12>};
 
 template <typename Type>
 void product(const void* panels, std::size_t panel_begin, std::size_t panel_end, const Activations& x,
@@ -91,7 +93,9 @@ void product(const void* panels, std::size_t panel_begin, std::size_t panel_end,
             for (std::size_t token = begin; token < end; token += kTile) {
                 const std::size_t n = end - token < kTile ? end - token : kTile;
                 float* to = out + token * out_stride + p * kPanelRows;
-                const Tile<Type> run = wide == 4 ? tile<Type, 4, 1> : wide == 2 ? kTiles<Type, 2>[n] : kTiles<Type, 1>[n];
+                const Tile<Type> run = wide == 4   ? tile<Type, 4, 1>
+                                       : wide == 2 ? kTiles<Type, 2>[n]
+                                                   : kTiles<Type, 1>[n];
                 run(panel, panel_size, x, token, to, out_stride);
             }
             p += wide;
