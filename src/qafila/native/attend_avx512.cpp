@@ -37,23 +37,64 @@ struct Int8 {
     }
 };
 
+// Row r of a tile whose rows are `stride` apart.
+template <typename T>
+T* at(T* rows, int r, std::size_t stride) {
+    return rows + static_cast<std::size_t>(r) * stride;
+}
+
 const float* scales_of(const void* block, std::size_t head_dim) {
     return reinterpret_cast<const float*>(static_cast<const std::int8_t*>(block) + 2 * kBlockTokens * head_dim);
 }
 
+// Brings what is attended to next into the second-level cache, two lines a step: in the order of addresses, or the
+// processor's own prefetching does not join in, and evenly spread, or requests are dropped. (At 4,096 positions of the
+// 135M shape: 1.3 to 1.5 times as fast as without; all lines at once, or a line of each block in turn, gain nothing.)
+class Fetch {
+public:
+    explicit Fetch(const AttendArgs& args)
+        : next_(args.ahead),
+          left_(args.ahead == nullptr ? 0 : args.ahead_blocks),
+          bytes_(2 * kBlockTokens * (args.int8 ? args.head_dim + sizeof(float) : 2 * args.head_dim)) {
+        advance();
+    }
+    void step() {
+        if (at_ == nullptr) return;
+        _mm_prefetch(at_, _MM_HINT_T1);
+        _mm_prefetch(at_ + 64, _MM_HINT_T1);
+        at_ += 128;
+        if (at_ >= stop_) advance();
+    }
+
+private:
+    void advance() {
+        at_ = nullptr;
+        if (left_ == 0) return;
+        --left_;
+        at_ = static_cast<const char*>(*next_++);
+        stop_ = at_ + bytes_;
+    }
+
+    const char* at_ = nullptr;
+    const char* stop_ = nullptr;
+    const void* const* next_;
+    std::size_t left_, bytes_;
+};
+
 // scores[r][16 b + slot] of R rows and B blocks, before any mask.
 template <typename Store, int R, int B>
-void score_tile(const float* queries, std::size_t head_dim, const void* const* blocks, float* scores) {
+void score_tile(const float* queries, std::size_t head_dim, const void* const* blocks, float* scores, Fetch& fetch) {
     const typename Store::Type* keys[B];
     for (int b = 0; b < B; ++b) keys[b] = static_cast<const typename Store::Type*>(blocks[b]);
     __m512 dots[R][B];
     for (int r = 0; r < R; ++r)
         for (int b = 0; b < B; ++b) dots[r][b] = _mm512_setzero_ps();
     for (std::size_t n = 0; n < head_dim; ++n) {
+        fetch.step();
         __m512 key[B];
         for (int b = 0; b < B; ++b) key[b] = Store::load(keys[b] + n * kBlockTokens);
         for (int r = 0; r < R; ++r) {
-            const __m512 query = _mm512_set1_ps(queries[static_cast<std::size_t>(r) * head_dim + n]);
+            const __m512 query = _mm512_set1_ps(at(queries, r, head_dim)[n]);
             for (int b = 0; b < B; ++b) dots[r][b] = _mm512_fmadd_ps(query, key[b], dots[r][b]);
         }
     }
@@ -62,22 +103,23 @@ void score_tile(const float* queries, std::size_t head_dim, const void* const* b
         if constexpr (sizeof(typename Store::Type) == 1) scale = _mm512_loadu_ps(scales_of(blocks[b], head_dim));
         for (int r = 0; r < R; ++r) {
             if constexpr (sizeof(typename Store::Type) == 1) dots[r][b] = _mm512_mul_ps(dots[r][b], scale);
-            _mm512_storeu_ps(scores + static_cast<std::size_t>(r) * kSplitTokens + static_cast<std::size_t>(b) * 16, dots[r][b]);
+            _mm512_storeu_ps(at(scores, r, kSplitTokens) + b * kTokens, dots[r][b]);
         }
     }
 }
 
 template <typename Store, int R>
-void score_rows(const AttendArgs& args, const float* queries, std::int32_t from, std::int32_t to, float* scores) {
+void score_rows(const AttendArgs& args, const float* queries, std::int32_t from, std::int32_t to, float* scores,
+                Fetch& fetch) {
     std::int32_t block = from / kTokens;
     const std::int32_t blocks = (to + kTokens - 1) / kTokens;
-    for (; block + 4 <= blocks; block += 4)
-        score_tile<Store, R, 4>(queries, args.head_dim, args.blocks + block, scores + block * kTokens);
-    if (block + 2 <= blocks) {
-        score_tile<Store, R, 2>(queries, args.head_dim, args.blocks + block, scores + block * kTokens);
-        block += 2;
-    }
-    if (block < blocks) score_tile<Store, R, 1>(queries, args.head_dim, args.blocks + block, scores + block * kTokens);
+    const auto tile = [&]<int B>() {
+        score_tile<Store, R, B>(queries, args.head_dim, args.blocks + block, scores + block * kTokens, fetch);
+        block += B;
+    };
+    while (block + 4 <= blocks) tile.template operator()<4>();
+    if (block + 2 <= blocks) tile.template operator()<2>();
+    if (block < blocks) tile.template operator()<1>();
 }
 
 // Lanes of the block at `start` that lie in [from, to).
@@ -114,13 +156,13 @@ void weigh(const AttendArgs& args, std::int32_t from, std::int32_t to, float* sc
 // Adds weights x values of positions [from, to) to C vectors of dimensions of R rows; `last` masks the last vector.
 template <typename Store, int R, int C, bool kRagged>
 void value_tile(const AttendArgs& args, const float* weights, std::int32_t from, std::int32_t to, std::size_t dimension,
-                __mmask16 last, float* out) {
+                __mmask16 last, float* out, Fetch& fetch) {
     const std::size_t head_dim = args.head_dim;
     __m512 sums[R][C];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) {
-            const float* at = out + static_cast<std::size_t>(r) * head_dim + dimension + static_cast<std::size_t>(c) * 16;
-            sums[r][c] = kRagged && c == C - 1 ? _mm512_maskz_loadu_ps(last, at) : _mm512_loadu_ps(at);
+            const float* from_out = at(out, r, head_dim) + dimension + c * 16;
+            sums[r][c] = kRagged && c == C - 1 ? _mm512_maskz_loadu_ps(last, from_out) : _mm512_loadu_ps(from_out);
         }
     for (std::int32_t position = from; position < to;) {
         const auto* values = static_cast<const typename Store::Type*>(args.blocks[position / kTokens]);
@@ -128,48 +170,51 @@ void value_tile(const AttendArgs& args, const float* weights, std::int32_t from,
         const std::int32_t end = position - slot + kTokens < to ? position - slot + kTokens : to;
         values += (kBlockTokens + static_cast<std::size_t>(slot)) * head_dim + dimension;
         for (; position < end; ++position, values += head_dim) {
+            fetch.step();
             __m512 value[C];
             for (int c = 0; c < C; ++c)
                 value[c] = kRagged && c == C - 1 ? Store::load(last, values + c * 16) : Store::load(values + c * 16);
             for (int r = 0; r < R; ++r) {
-                const __m512 weight = _mm512_set1_ps(weights[static_cast<std::size_t>(r) * kSplitTokens + static_cast<std::size_t>(position)]);
+                const __m512 weight = _mm512_set1_ps(at(weights, r, kSplitTokens)[position]);
                 for (int c = 0; c < C; ++c) sums[r][c] = _mm512_fmadd_ps(weight, value[c], sums[r][c]);
             }
         }
     }
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) {
-            float* at = out + static_cast<std::size_t>(r) * head_dim + dimension + static_cast<std::size_t>(c) * 16;
+            float* to_out = at(out, r, head_dim) + dimension + c * 16;
             if (kRagged && c == C - 1) {
-                _mm512_mask_storeu_ps(at, last, sums[r][c]);
+                _mm512_mask_storeu_ps(to_out, last, sums[r][c]);
             } else {
-                _mm512_storeu_ps(at, sums[r][c]);
+                _mm512_storeu_ps(to_out, sums[r][c]);
             }
         }
 }
 
 template <typename Store, int R>
-void value_rows(const AttendArgs& args, const float* weights, std::int32_t from, std::int32_t to, float* out) {
+void value_rows(const AttendArgs& args, const float* weights, std::int32_t from, std::int32_t to, float* out,
+                Fetch& fetch) {
     if (from >= to) return;
     std::size_t dimension = 0;
     const auto rest = [&] { return args.head_dim - dimension; };
-    for (; rest() >= 64; dimension += 64) value_tile<Store, R, 4, false>(args, weights, from, to, dimension, 0, out);
+    for (; rest() >= 64; dimension += 64)
+        value_tile<Store, R, 4, false>(args, weights, from, to, dimension, 0, out, fetch);
     if (rest() == 0) return;
     const __mmask16 last = first_lanes(rest() % 16 == 0 ? 16 : rest() % 16);
     if (rest() > 48) {
-        value_tile<Store, R, 4, true>(args, weights, from, to, dimension, last, out);
+        value_tile<Store, R, 4, true>(args, weights, from, to, dimension, last, out, fetch);
     } else if (rest() > 32) {
-        value_tile<Store, R, 3, true>(args, weights, from, to, dimension, last, out);
+        value_tile<Store, R, 3, true>(args, weights, from, to, dimension, last, out, fetch);
     } else if (rest() > 16) {
-        value_tile<Store, R, 2, true>(args, weights, from, to, dimension, last, out);
+        value_tile<Store, R, 2, true>(args, weights, from, to, dimension, last, out, fetch);
     } else {
-        value_tile<Store, R, 1, true>(args, weights, from, to, dimension, last, out);
+        value_tile<Store, R, 1, true>(args, weights, from, to, dimension, last, out, fetch);
     }
 }
 
 // Rows [row, row + R). Positions below count from the split's begin.
 template <typename Store, int R>
-void attend_tile(const AttendArgs& args, std::size_t row) {
+void attend_tile(const AttendArgs& args, std::size_t row, Fetch& fetch) {
     const std::size_t head_dim = args.head_dim;
     const std::int32_t held = args.end - args.begin;
     std::int32_t from[R], to[R];
@@ -190,18 +235,16 @@ void attend_tile(const AttendArgs& args, std::size_t row) {
     for (std::size_t i = 0; i < R * head_dim; i += 16)
         _mm512_mask_storeu_ps(values + i, first_lanes(R * head_dim - i), _mm512_setzero_ps());
     float* scores = args.scratch;
-    if (any_from < any_to) score_rows<Store, R>(args, args.queries + row * head_dim, any_from, any_to, scores);
+    if (any_from < any_to) score_rows<Store, R>(args, args.queries + row * head_dim, any_from, any_to, scores, fetch);
     for (int r = 0; r < R; ++r)
-        weigh<Store>(args, from[r], to[r], scores + static_cast<std::size_t>(r) * kSplitTokens, args.maximum + row + r,
-                     args.sum + row + r);
+        weigh<Store>(args, from[r], to[r], at(scores, r, kSplitTokens), args.maximum + row + r, args.sum + row + r);
     // What all rows see goes through one tile; what only some see, row by row, before and after it.
     if (all_from >= all_to) all_from = all_to = held;
     const auto alone = [&](int r, std::int32_t begin, std::int32_t end) {
-        const std::size_t i = static_cast<std::size_t>(r);
-        value_rows<Store, 1>(args, scores + i * kSplitTokens, begin, end, values + i * head_dim);
+        value_rows<Store, 1>(args, at(scores, r, kSplitTokens), begin, end, at(values, r, head_dim), fetch);
     };
     for (int r = 0; r < R; ++r) alone(r, from[r], to[r] < all_from ? to[r] : all_from);
-    value_rows<Store, R>(args, scores, all_from, all_to, values);
+    value_rows<Store, R>(args, scores, all_from, all_to, values, fetch);
     for (int r = 0; r < R; ++r) alone(r, from[r] > all_to ? from[r] : all_to, to[r]);
 }
 
@@ -210,15 +253,16 @@ void attend_rows(const AttendArgs& args) {
     // Tiles as even as they can be: 8 rows are 4 + 4.
     const std::size_t tiles = (args.rows + kTileRows - 1) / kTileRows;
     std::size_t row = 0;
+    Fetch fetch(args);
     for (std::size_t tile = 0; tile < tiles; ++tile) {
         const std::size_t rows = (args.rows - row + tiles - tile - 1) / (tiles - tile);
         switch (rows) {
-            case 1: attend_tile<Store, 1>(args, row); break;
-            case 2: attend_tile<Store, 2>(args, row); break;
-            case 3: attend_tile<Store, 3>(args, row); break;
-            case 4: attend_tile<Store, 4>(args, row); break;
-            case 5: attend_tile<Store, 5>(args, row); break;
-            default: attend_tile<Store, 6>(args, row); break;
+            case 1: attend_tile<Store, 1>(args, row, fetch); break;
+            case 2: attend_tile<Store, 2>(args, row, fetch); break;
+            case 3: attend_tile<Store, 3>(args, row, fetch); break;
+            case 4: attend_tile<Store, 4>(args, row, fetch); break;
+            case 5: attend_tile<Store, 5>(args, row, fetch); break;
+            default: attend_tile<Store, 6>(args, row, fetch); break;
         }
         row += rows;
     }

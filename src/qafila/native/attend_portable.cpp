@@ -66,7 +66,8 @@ void attend_row(const AttendArgs& args, std::size_t row, std::int32_t from, std:
         for (std::size_t n = 0; n < head_dim; ++n)
             for (std::size_t slot = 0; slot < kBlockTokens; ++slot)
                 dots[slot] += query[n] * as_float(keys[n * kBlockTokens + slot]);
-        for (std::int32_t position = start > from ? start : from; position < to && position < start + kTokens; ++position) {
+        const std::int32_t end = start + kTokens < to ? start + kTokens : to;
+        for (std::int32_t position = start > from ? start : from; position < end; ++position) {
             const float score = dots[position - start] * key_scale(args, position);
             scores[position - args.begin] = score;
             if (score > maximum) maximum = score;

@@ -103,6 +103,9 @@ void attend_all(const char* isa, Array<const float, 2> queries, Array<const std:
             args.sum = sum.data() + split * rows;
             args.values = values.data() + split * rows * head_dim;
             args.scratch = scratch.get();
+            args.ahead = split + 1 < splits ? args.blocks + kSplitTokens / kBlockTokens : nullptr;
+            args.ahead_blocks = split + 1 < splits ? blocks.size() - (begin + kSplitTokens) / kBlockTokens : 0;
+            if (args.ahead_blocks > kSplitTokens / kBlockTokens) args.ahead_blocks = kSplitTokens / kBlockTokens;
             kernels.attend(args);
         }
         for (std::size_t row = 0; row < rows; ++row)

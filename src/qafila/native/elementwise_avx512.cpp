@@ -158,7 +158,8 @@ void log_sum_exp(const float* x, std::size_t n, float* maximum, double* log_sum)
         const __mmask16 lanes = first_lanes(n - i);
         take(_mm512_maskz_mov_ps(lanes, exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + i), top))), 0);
     }
-    *log_sum = ::log(_mm512_reduce_add_pd(_mm512_add_pd(_mm512_add_pd(low[0], low[1]), _mm512_add_pd(high[0], high[1]))));
+    const __m512d sums = _mm512_add_pd(_mm512_add_pd(low[0], low[1]), _mm512_add_pd(high[0], high[1]));
+    *log_sum = ::log(_mm512_reduce_add_pd(sums));
 }
 
 }  // namespace qafila::avx512

@@ -82,9 +82,13 @@ struct AttendArgs {
     float* sum;                       // [rows]
     float* values;                    // [rows][head_dim]
     float* scratch;                   // 64-byte aligned, kAttendScratch floats
+    // Blocks of the split that this thread attends to next, or null: fetched meanwhile, which is worth much where few
+    // rows read a long cache. A hint, no more.
+    const void* const* ahead = nullptr;
+    std::size_t ahead_blocks = 0;
 };
-// Room for the scores of 16 rows, and a split's keys or values as float32.
-constexpr std::size_t kAttendScratch = 16 * kSplitTokens + 512 * kSplitTokens;
+// Room for the scores of 16 rows.
+constexpr std::size_t kAttendScratch = 16 * kSplitTokens;
 
 struct Kernels {
     const char* name;  // portable, avx2, avxvnni, avx512
