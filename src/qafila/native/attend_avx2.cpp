@@ -1,9 +1,9 @@
 // Attention over the blocks of the KV cache with AVX2.
 //
-// Keys of a block lie [head_dim][16 positions]: lanes are positions, and a score is one chain of multiply-adds over rising
-// n. Values lie [16 positions][head_dim]: lanes are dimensions, and an output is one chain over rising positions. How many
-// rows and blocks a tile takes changes no chain, so that a row's bits don't depend on the rows beside it; positions that
-// a row does not see never enter its chains.
+// Keys of a block lie [head_dim][16 positions]: lanes are positions, and a score is one chain of multiply-adds over
+// rising n. Values lie [16 positions][head_dim]: lanes are dimensions, and an output is one chain over rising positions.
+// How many rows and blocks a tile takes changes no chain, so that a row's bits don't depend on the rows beside it;
+// positions that a row does not see never enter its chains.
 
 #include "kernels_avx2.h"
 #include "lanes_avx2.h"
@@ -58,7 +58,8 @@ void score_tile(const float* queries, std::size_t head_dim, const void* const* b
     for (std::size_t n = 0; n < head_dim; ++n)
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
-            const __m256 low = Store::load(keys[b] + n * kBlockTokens), high = Store::load(keys[b] + n * kBlockTokens + 8);
+            const __m256 low = Store::load(keys[b] + n * kBlockTokens);
+            const __m256 high = Store::load(keys[b] + n * kBlockTokens + 8);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
                 const __m256 query = _mm256_set1_ps(queries[static_cast<std::size_t>(r) * head_dim + n]);
@@ -67,14 +68,14 @@ void score_tile(const float* queries, std::size_t head_dim, const void* const* b
             }
         }
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
+    for (std::size_t r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int b = 0; b < B; ++b)
-            for (int h = 0; h < 2; ++h) {
+        for (std::size_t b = 0; b < B; ++b)
+            for (std::size_t h = 0; h < 2; ++h) {
                 __m256 dot = dots[r][b][h];
                 if constexpr (kScaled<Store>)
                     dot = _mm256_mul_ps(dot, _mm256_loadu_ps(scales_of(blocks[b], head_dim) + 8 * h));
-                _mm256_storeu_ps(scores + static_cast<std::size_t>(r) * kSplitTokens + static_cast<std::size_t>(16 * b + 8 * h), dot);
+                _mm256_storeu_ps(scores + r * kSplitTokens + 16 * b + 8 * h, dot);
             }
 }
 
@@ -123,38 +124,36 @@ void weigh(const AttendArgs& args, std::int32_t from, std::int32_t to, float* sc
     *sum = sum_lanes(total);
 }
 
-// Adds weights x values of positions [from, to) to C vectors of dimensions of R rows; the last of them has `last` lanes.
+// Adds weights x values of positions [from, to) to C vectors of dimensions of R rows; the last has `last` lanes.
 template <typename Store, int R, int C, bool kRagged>
 void value_tile(const AttendArgs& args, const float* weights, std::int32_t from, std::int32_t to, std::size_t dimension,
                 std::size_t last, float* out) {
     const std::size_t head_dim = args.head_dim;
+    const auto lanes = [last](std::size_t c) { return kRagged && c == C - 1 ? last : 8; };
+    out += dimension;
     __m256 sums[R][C];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
+    for (std::size_t r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c)
-            sums[r][c] = load(out + static_cast<std::size_t>(r) * head_dim + dimension + static_cast<std::size_t>(8 * c),
-                              kRagged && c == C - 1 ? last : 8);
+        for (std::size_t c = 0; c < C; ++c) sums[r][c] = load(out + r * head_dim + 8 * c, lanes(c));
     for (std::int32_t position = from; position < to; ++position) {
-        const auto* block = static_cast<const typename Store::Element*>(args.blocks[position / kTokens]);
-        const auto* values = block + (kBlockTokens + static_cast<std::size_t>(position % kTokens)) * head_dim + dimension;
+        const auto* values = static_cast<const typename Store::Element*>(args.blocks[position / kTokens]);
+        values += (kBlockTokens + static_cast<std::size_t>(position % kTokens)) * head_dim + dimension;
         __m256 weight[R];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-            weight[r] = _mm256_set1_ps(weights[static_cast<std::size_t>(r) * kSplitTokens + static_cast<std::size_t>(position)]);
+        for (std::size_t r = 0; r < R; ++r)
+            weight[r] = _mm256_set1_ps(weights[r * kSplitTokens + static_cast<std::size_t>(position)]);
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) {
-            const __m256 value = kRagged && c == C - 1 ? load_first<Store>(values + 8 * c, last) : Store::load(values + 8 * c);
+        for (std::size_t c = 0; c < C; ++c) {
+            const __m256 value = load_first<Store>(values + 8 * c, lanes(c));
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) sums[r][c] = _mm256_fmadd_ps(weight[r], value, sums[r][c]);
+            for (std::size_t r = 0; r < R; ++r) sums[r][c] = _mm256_fmadd_ps(weight[r], value, sums[r][c]);
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
+    for (std::size_t r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c)
-            store(out + static_cast<std::size_t>(r) * head_dim + dimension + static_cast<std::size_t>(8 * c),
-                  kRagged && c == C - 1 ? last : 8, sums[r][c]);
+        for (std::size_t c = 0; c < C; ++c) store(out + r * head_dim + 8 * c, lanes(c), sums[r][c]);
 }
 
 template <typename Store, int R>
@@ -191,7 +190,8 @@ void attend_tile(const AttendArgs& args, std::size_t row) {
     float* scores = args.scratch;
     if (any_from < any_to) score_rows<Store, R>(args, args.queries + row * args.head_dim, any_from, any_to, scores);
     float* values = args.values + row * args.head_dim;
-    for (std::size_t n = 0; n < R * args.head_dim; n += 8) store(values + n, R * args.head_dim - n, _mm256_setzero_ps());
+    const std::size_t count = R * args.head_dim;
+    for (std::size_t n = 0; n < count; n += 8) store(values + n, count - n, _mm256_setzero_ps());
     for (std::size_t r = 0; r < R; ++r)
         weigh<Store>(args, from[r], to[r], scores + r * kSplitTokens, args.maximum + row + r, args.sum + row + r);
     // What all rows see goes through one tile; what only some see, row by row, before and after it.
@@ -287,11 +287,14 @@ void merge(const float* maximum, const float* sum, const float* values, std::siz
         const __m256 weight = exp8(_mm256_set1_ps(maximum[s * stride] - largest));
         total = _mm256_fmadd_ps(weight, _mm256_set1_ps(sum[s * stride]), total);
         const float* part = values + s * stride * head_dim;
-        for (std::size_t n = 0; n < head_dim; n += 8)
-            store(out + n, head_dim - n, _mm256_fmadd_ps(weight, load(part + n, head_dim - n), load(out + n, head_dim - n)));
+        for (std::size_t n = 0; n < head_dim; n += 8) {
+            const std::size_t left = head_dim - n;
+            store(out + n, left, _mm256_fmadd_ps(weight, load(part + n, left), load(out + n, left)));
+        }
     }
     if (_mm256_cvtss_f32(total) == 0.0f) return;
-    for (std::size_t n = 0; n < head_dim; n += 8) store(out + n, head_dim - n, _mm256_div_ps(load(out + n, head_dim - n), total));
+    for (std::size_t n = 0; n < head_dim; n += 8)
+        store(out + n, head_dim - n, _mm256_div_ps(load(out + n, head_dim - n), total));
 }
 
 }  // namespace qafila::avx2

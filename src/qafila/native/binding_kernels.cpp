@@ -1,5 +1,5 @@
-// The kernel tables one by one, for tests and benchmarks. Everything is checked before anything is touched; the functions
-// themselves trust what they are given.
+// The kernel tables one by one, for tests and benchmarks. Everything is checked before anything is touched; the
+// functions themselves trust what they are given.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -42,7 +42,8 @@ const Kernels& checked_table(const std::string& name) {
 }
 
 WeightType checked_type(int type, std::size_t columns) {
-    require(type >= 0 && type < static_cast<int>(WeightType::kCount), "no weight type has the number " + std::to_string(type));
+    require(type >= 0 && type < static_cast<int>(WeightType::kCount),
+            "no weight type has the number " + std::to_string(type));
     const auto found = static_cast<WeightType>(type);
     require(columns > 0 && columns % block_columns(found) == 0,
             std::to_string(columns) + " columns are not whole blocks of " + std::to_string(block_columns(found)));

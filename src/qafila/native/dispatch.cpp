@@ -17,8 +17,12 @@ bool runs_avx2() {
 #endif
 }
 
+bool runs_avx512();
+
 bool runs_avxvnni() {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(QAFILA_VNNI_AS_AVX512)
+    return runs_avx512();
+#elif defined(__x86_64__) || defined(_M_X64)
     return runs_avx2() && __builtin_cpu_supports("avxvnni");
 #else
     return false;

@@ -1,9 +1,11 @@
-// Products in plain C++: the obvious loops, shaped so that any compiler's vectoriser finds 8 lanes of int16 or 4 of float.
+// Products in portable C++, with the vector types that GCC and Clang have for every processor (loops over plain arrays
+// were ten times slower: the vectoriser lost its way in them).
 //
 // A block of 32 columns is first decoded to signed 16-bit weights in the panel's own order, [8 groups][16 rows][4], and
 // then multiplies every token of a tile. Sums of a few products fit in 16 bits (each type says how many), which is what
 // baseline instruction sets multiply fastest.
 
+#include <bit>
 #include <cstring>
 
 #include "floats.h"
@@ -15,18 +17,34 @@ namespace {
 constexpr int kRows = static_cast<int>(kPanelRows);
 constexpr std::size_t kTile = 16;  // tokens that share the decoding of a block
 
+using Words = std::int16_t __attribute__((vector_size(16)));
+using Pairs = std::int32_t __attribute__((vector_size(16)));
+using Quad = float __attribute__((vector_size(16)));
+using Rows = float __attribute__((vector_size(64)));         // one number for each row of a panel
+using RowSums = std::int32_t __attribute__((vector_size(64)));
+
 struct Block {
-    std::int16_t weights[8][4 * kRows];
-    float scale[kRows];
-    float other[kRows];  // the minimum, or the scale of the second half
+    union {
+        std::int16_t weights[8][4 * kRows];
+        Words vectors[8][kRows / 2];
+    };
+    Rows scale;
+    Rows other;  // the minimum, or the scale of the second half
 };
 
-void decode_halves(const std::uint8_t* halves, float* out) {
-    for (int r = 0; r < kRows; ++r) {
-        std::uint16_t half;
-        std::memcpy(&half, halves + 2 * r, 2);
-        out[r] = float32_from_half(half);
-    }
+void decode_halves(const std::uint8_t* halves, Rows& out) {
+    std::uint16_t words[kRows];
+    float numbers[kRows];
+    std::memcpy(words, halves, sizeof(words));
+    for (int r = 0; r < kRows; ++r) numbers[r] = float32_from_half(words[r]);
+    std::memcpy(&out, numbers, sizeof(out));
+}
+
+template <typename Byte>
+void decode_bytes(const std::uint8_t* bytes, Rows& out) {
+    float numbers[kRows];
+    for (int r = 0; r < kRows; ++r) numbers[r] = static_cast<float>(static_cast<Byte>(bytes[r]));
+    std::memcpy(&out, numbers, sizeof(out));
 }
 
 // q[4][16][4] bytes: low nibbles are groups 0 to 3, high nibbles groups 4 to 7.
@@ -82,8 +100,11 @@ void decode_scales(const std::uint8_t* data, std::size_t sub, Block& block) {
     decode_halves(data + 2 * kRows, block.other);
     const std::uint8_t* scales = data + 4 * kRows + sub * kRows;
     const std::uint8_t* minima = scales + 8 * kRows;
-    for (int r = 0; r < kRows; ++r) block.scale[r] *= static_cast<float>(scales[r]);
-    for (int r = 0; r < kRows; ++r) block.other[r] = -(block.other[r] * static_cast<float>(minima[r]));
+    Rows factor;
+    decode_bytes<std::uint8_t>(scales, factor);
+    block.scale *= factor;
+    decode_bytes<std::uint8_t>(minima, factor);
+    block.other *= -factor;
 }
 
 constexpr int kSubBlocks = 4 * kRows + 16 * kRows;  // where the sub-blocks of Q4_K and Q5_K begin
@@ -109,10 +130,11 @@ struct Q5_K {
         const std::uint8_t* nibbles = data + kSubBlocks + b % 8 * kStride;
         decode_scales(data, b % 8, block);
         decode_nibbles(nibbles, 0, block.weights);
+        constexpr Words kBits = {1, 2, 4, 8, 16, 32, 64, 128};
         for (int g = 0; g < 8; ++g)
-            for (int l = 0; l < 4 * kRows; ++l) {
-                const int bit = (nibbles[16 * kRows + 8 * g + l / 8] >> (l % 8)) & 1;
-                block.weights[g][l] = static_cast<std::int16_t>(block.weights[g][l] | (bit << 4));
+            for (int v = 0; v < kRows / 2; ++v) {
+                const Words byte = static_cast<std::int16_t>(nibbles[16 * kRows + 8 * g + v]) + Words{};
+                block.vectors[g][v] |= ((byte & kBits) != 0) & 16;
             }
     }
 };
@@ -128,10 +150,11 @@ struct Q6_K {
         const std::uint8_t* nibbles = data + 2 * kRows + 16 * kRows + b % 8 * kStride;
         const std::uint8_t* high = nibbles + 16 * kRows;
         decode_halves(data, block.scale);
-        for (int r = 0; r < kRows; ++r) {
-            block.other[r] = block.scale[r] * static_cast<float>(static_cast<std::int8_t>(scales[kRows + r]));
-            block.scale[r] *= static_cast<float>(static_cast<std::int8_t>(scales[r]));
-        }
+        Rows factor;
+        decode_bytes<std::int8_t>(scales + kRows, factor);
+        block.other = block.scale * factor;
+        decode_bytes<std::int8_t>(scales, factor);
+        block.scale *= factor;
         decode_nibbles(nibbles, 0, block.weights);
         for (int g = 0; g < 8; ++g)
             for (int l = 0; l < 4 * kRows; ++l) {
@@ -141,25 +164,41 @@ struct Q6_K {
     }
 };
 
+Pairs add_neighbours(Pairs a, Pairs b) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#else
+    return __builtin_shuffle(a, b, Pairs{0, 2, 4, 6}) + __builtin_shuffle(a, b, Pairs{1, 3, 5, 7});
+#endif
+}
+
 // sums[r] += products of `kGroups` groups of columns from `first` on.
 template <int kGroups>
-void add_products(const std::int16_t (&weights)[8][4 * kRows], const std::int16_t (&x)[8][8], int first,
-                  std::int32_t (&sums)[kRows]) {
-    std::int16_t lanes[4 * kRows] = {};
-    for (int g = first; g < first + kGroups; ++g)
-        for (int v = 0; v < 4 * kRows; v += 8)
-            for (int l = 0; l < 8; ++l)
-                lanes[v + l] = static_cast<std::int16_t>(lanes[v + l] + weights[g][v + l] * x[g][l]);
-    for (int r = 0; r < kRows; ++r) sums[r] += lanes[4 * r] + lanes[4 * r + 1] + lanes[4 * r + 2] + lanes[4 * r + 3];
+void add_products(const Block& block, const Words (&x)[8], int first, RowSums& sums) {
+    Pairs rows[4];
+    for (int v = 0; v < kRows / 2; v += 2) {
+        Pairs both[2];
+        for (int i = 0; i < 2; ++i) {
+            Words lanes = block.vectors[first][v + i] * x[first];
+            for (int g = first + 1; g < first + kGroups; ++g) lanes += block.vectors[g][v + i] * x[g];
+            // Neighbours added: the lower and the upper half of 32 bits.
+            const Pairs pairs = std::bit_cast<Pairs>(lanes);
+            both[i] = (pairs >> 16) + ((pairs << 16) >> 16);
+        }
+        rows[v / 2] = add_neighbours(both[0], both[1]);
+    }
+    RowSums added;
+    std::memcpy(&added, rows, sizeof(added));
+    sums += added;
 }
 
 // sum[r] += products of groups [first, last) by the scale.
 template <int kGroups>
-void add_groups(const Block& block, const std::int16_t (&x)[8][8], int first, int last, const float (&scale)[kRows],
-                float x_scale, float* sum) {
-    std::int32_t dots[kRows] = {};
-    for (int g = first; g < last; g += kGroups) add_products<kGroups>(block.weights, x, g, dots);
-    for (int r = 0; r < kRows; ++r) sum[r] += static_cast<float>(dots[r]) * (scale[r] * x_scale);
+void add_groups(const Block& block, const Words (&x)[8], int first, int last, const Rows& scale, float x_scale,
+                Rows& sum) {
+    RowSums dots = {};
+    for (int g = first; g < last; g += kGroups) add_products<kGroups>(block, x, g, dots);
+    sum += __builtin_convertvector(dots, Rows) * (scale * x_scale);
 }
 
 // Calls `tile(panel's data, begin, end, out)` for every panel and every tile of tokens.
@@ -176,26 +215,26 @@ void for_tiles(const void* panels, std::size_t bytes, std::size_t panel_begin, s
 template <typename Type>
 void quantised_tile(const std::uint8_t* panel, const Activations& x, std::size_t begin, std::size_t end, float* out,
                     std::size_t out_stride) {
-    float sums[kTile][kRows] = {};
+    Rows sums[kTile] = {};
     for (std::size_t b = 0; b < x.columns / kBlockColumns; ++b) {
         Block block;
         Type::decode(panel, b, block);
         for (std::size_t t = begin; t < end; ++t) {
             const std::size_t place = b * x.tokens + t;
             // Each group's four activations twice: the pattern of 8 lanes of weights.
-            std::int16_t pattern[8][8];
-            for (int g = 0; g < 8; ++g)
-                for (int l = 0; l < 8; ++l) pattern[g][l] = x.quants[place * kBlockColumns + 4 * g + l % 4];
-            float* sum = sums[t - begin];
+            Words pattern[8];
+            for (int g = 0; g < 8; ++g) {
+                const std::int8_t* q = x.quants + place * kBlockColumns + 4 * g;
+                pattern[g] = Words{q[0], q[1], q[2], q[3], q[0], q[1], q[2], q[3]};
+            }
+            Rows& sum = sums[t - begin];
             const float scale = x.scales[place];
             add_groups<Type::kGroups>(block, pattern, 0, Type::kHalves ? 4 : 8, block.scale, scale, sum);
-            if constexpr (Type::kHalves)
-                add_groups<Type::kGroups>(block, pattern, 4, 8, block.other, scale, sum);
-            if constexpr (Type::kMinimum)
-                for (int r = 0; r < kRows; ++r) sum[r] += block.other[r] * x.scaled_sums[place];
+            if constexpr (Type::kHalves) add_groups<Type::kGroups>(block, pattern, 4, 8, block.other, scale, sum);
+            if constexpr (Type::kMinimum) sum += block.other * x.scaled_sums[place];
         }
     }
-    for (std::size_t t = begin; t < end; ++t) std::memcpy(out + t * out_stride, sums[t - begin], sizeof(sums[0]));
+    for (std::size_t t = begin; t < end; ++t) std::memcpy(out + t * out_stride, &sums[t - begin], sizeof(Rows));
 }
 
 template <typename Type>
@@ -211,15 +250,15 @@ void quantised(const void* panels, std::size_t panel_begin, std::size_t panel_en
 // Plain types: how 16 weights of column k and an activation become float32.
 struct F32 {
     static constexpr std::size_t kWidth = 1, kElement = 4;
-    static void column(const std::uint8_t* panel, std::size_t k, float* out) {
-        std::memcpy(out, panel + k * 4 * kRows, 4 * kRows);
+    static void column(const std::uint8_t* panel, std::size_t k, Rows& out) {
+        std::memcpy(&out, panel + k * 4 * kRows, 4 * kRows);
     }
     static float value(const Activations& x, std::size_t place) { return x.values[place]; }
 };
 
 struct F16 {
     static constexpr std::size_t kWidth = 1, kElement = 2;
-    static void column(const std::uint8_t* panel, std::size_t k, float* out) {
+    static void column(const std::uint8_t* panel, std::size_t k, Rows& out) {
         decode_halves(panel + k * 2 * kRows, out);
     }
     static float value(const Activations& x, std::size_t place) { return x.values[place]; }
@@ -227,30 +266,50 @@ struct F16 {
 
 struct BF16 {
     static constexpr std::size_t kWidth = 2, kElement = 2;
-    static void column(const std::uint8_t* panel, std::size_t k, float* out) {
-        for (int r = 0; r < kRows; ++r) {
-            std::uint16_t word;
-            std::memcpy(&word, panel + k / 2 * 4 * kRows + 4 * r + k % 2 * 2, 2);
-            out[r] = float32_from_bfloat16(word);
-        }
+    static void column(const std::uint8_t* panel, std::size_t k, Rows& out) {
+        RowSums pairs;
+        std::memcpy(&pairs, panel + k / 2 * 4 * kRows, sizeof(pairs));
+        pairs = k % 2 == 0 ? pairs << 16 : pairs & -65536;
+        std::memcpy(&out, &pairs, sizeof(out));
     }
     static float value(const Activations& x, std::size_t place) { return float32_from_bfloat16(x.rounded[place]); }
 };
 
+// sum += weights[k] * value k, column after column. In four parts, because compilers keep no longer vector in registers
+// than the processor has.
+template <typename Type>
+void multiply_columns(const Rows* weights, std::size_t columns, const Activations& x, std::size_t place, Rows& sum) {
+    Quad parts[4];
+    std::memcpy(parts, &sum, sizeof(sum));
+    Quad a = parts[0], b = parts[1], c = parts[2], d = parts[3];
+    for (std::size_t k = 0; k < columns; ++k) {
+        std::memcpy(parts, weights + k, sizeof(parts));
+        const float value = Type::value(x, place + k);
+        a += parts[0] * value;
+        b += parts[1] * value;
+        c += parts[2] * value;
+        d += parts[3] * value;
+    }
+    parts[0] = a;
+    parts[1] = b;
+    parts[2] = c;
+    parts[3] = d;
+    std::memcpy(&sum, parts, sizeof(sum));
+}
+
 template <typename Type>
 void plain_tile(const std::uint8_t* panel, const Activations& x, std::size_t begin, std::size_t end, float* out,
                 std::size_t out_stride) {
-    float sums[kTile][kRows] = {};
-    for (std::size_t k = 0; k < x.columns; ++k) {
-        float weights[kRows];
-        Type::column(panel, k, weights);
+    constexpr std::size_t kColumns = 64;  // decoded once for all tokens of the tile
+    Rows sums[kTile] = {}, weights[kColumns];
+    for (std::size_t first = 0; first < x.columns; first += kColumns) {
+        const std::size_t columns = x.columns - first < kColumns ? x.columns - first : kColumns;
+        for (std::size_t k = 0; k < columns; ++k) Type::column(panel, first + k, weights[k]);
         for (std::size_t t = begin; t < end; ++t) {
-            const float factor = Type::value(x, t * x.stride + k);
-            float* sum = sums[t - begin];
-            for (int r = 0; r < kRows; ++r) sum[r] += weights[r] * factor;
+            multiply_columns<Type>(weights, columns, x, t * x.stride + first, sums[t - begin]);
         }
     }
-    for (std::size_t t = begin; t < end; ++t) std::memcpy(out + t * out_stride, sums[t - begin], sizeof(sums[0]));
+    for (std::size_t t = begin; t < end; ++t) std::memcpy(out + t * out_stride, &sums[t - begin], sizeof(Rows));
 }
 
 template <typename Type>

@@ -171,7 +171,8 @@ template <typename Type, int T>
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t)
             for (int h = 0; h < 2; ++h) {
-                acc[t][h] = take_dot<Type::kZeroBits>(acc[t][h], dot[t][h], x.sums[at + t], weights.d[h], x.scales[at + t]);
+                acc[t][h] =
+                    take_dot<Type::kZeroBits>(acc[t][h], dot[t][h], x.sums[at + t], weights.d[h], x.scales[at + t]);
                 if constexpr (Type::kMinimum)
                     acc[t][h] = _mm256_fmadd_ps(weights.m[h], _mm256_set1_ps(x.scaled_sums[at + t]), acc[t][h]);
             }
