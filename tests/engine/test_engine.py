@@ -448,6 +448,20 @@ def test_guesses_change_no_token(blocks: int) -> None:
         assert_idle(engine)
 
 
+def test_a_proposer_that_fails_is_done_without() -> None:
+    class Broken:
+        def propose(self, ids: Sequence[int], most: int) -> Sequence[int]:
+            raise RuntimeError("no draft today")
+
+        def feedback(self, accepted: int, proposed: int) -> None:
+            raise AssertionError
+
+    with Engine(FakeRunner(), proposer=lambda asked: Broken()) as engine:
+        handle = engine.submit(request())
+        assert ids_of(list(handle)) == oracle(handle.request)
+        assert_idle(engine)
+
+
 class EvenOnly:
     """A grammar: even ids, and complete after six of them."""
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from qafila.engine.blocks import BlockPool, root_key
-from qafila.engine.scheduler import Answer, Scheduler, StepArrays
+from qafila.engine.scheduler import Answer, Scheduler
+from qafila.engine.step_arrays import StepArrays
 
 
 def scheduler(blocks: int = 32, *, tokens: int = 40, rows: int = 8, running: int = 8) -> Scheduler[Answer]:
@@ -149,6 +150,18 @@ def test_guesses_take_what_is_left_and_drive_nobody_out() -> None:
     assert step.positions.tolist() == [13, 14, 15, 16, 17, 5]
     assert step.starts.tolist() == [0, 5, 6]
     assert step.wanted.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_guesses_do_not_keep_a_prompt_out() -> None:
+    schedule = scheduler(32, tokens=6, rows=4, running=4)
+    first, second = answer(5, of=1, arrival=1), answer(20, of=2, arrival=2)
+    first.proposer = Always()
+    schedule.add(first)
+    run(schedule)
+    schedule.add(second)
+    for _ in range(8):
+        run(schedule)
+    assert len(second.ids) > 20
 
 
 def test_guesses_end_with_the_answer() -> None:

@@ -7,33 +7,27 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qafila.engine.adapters import Adapters
 from qafila.engine.blocks import BlockPool, root_key
 from qafila.engine.handle import Handle
 from qafila.engine.request import GrammarSpec, Request
 from qafila.engine.runner import BLOCK_TOKENS, Float32, Runner
 from qafila.engine.sampler import Sampler
-from qafila.engine.scheduler import Proposer, Scheduler, StepArrays
+from qafila.engine.scheduler import Proposer, Scheduler
 from qafila.engine.stats import EngineStats
+from qafila.engine.step_arrays import StepArrays
 from qafila.engine.stream import Matcher, Stream
 from qafila.engine.validation import check_request
 from qafila.errors import QafilaError, UsageError
 
 if TYPE_CHECKING:
     from qafila.text.tokenizer import Tokenizer
-
-
-@dataclass(slots=True)
-class _Adapter:
-    number: int
-    # Never used twice, unlike numbers and names: nobody reads another adapter's keys and values.
-    serial: int
-    users: int = 0
 
 
 class Engine:
@@ -77,9 +71,10 @@ class Engine:
         self._sampler = Sampler()
         self._proposer, self._grammar = proposer, grammar
         self._tokenizer, self._stop_ids = tokenizer, frozenset(stop_ids)
-        self._adapters: dict[str, _Adapter] = {}
+        self._adapters = Adapters(runner)
         self._changed = threading.Condition()
-        self._stepping = False
+        # The thread that steps; 0 for none. One that Ctrl-C interrupted in the wrong moment may take up its own again.
+        self._stepper = 0
         self._closed = False
         self._inbox: deque[tuple[Stream, ...]] = deque()
         self._cancelled: deque[Handle] = deque()
@@ -101,7 +96,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise UsageError("the engine is closed")
-            adapter = self._adapter(request.adapter)
+            adapter = self._adapters.find(request.adapter)
             self._serial += 1
             arrival = self._serial
         root = root_key(self.runner.fingerprint, adapter.serial if adapter else 0, request.tenant)
@@ -123,7 +118,7 @@ class Engine:
             if self._closed:
                 raise UsageError("the engine is closed")
             # Looked up again: it may have gone, and from here on it cannot.
-            if self._adapter(request.adapter) is not adapter:
+            if self._adapters.find(request.adapter) is not adapter:
                 raise UsageError(f"the adapter {request.adapter!r} was replaced; submit the request again")
             if adapter is not None:
                 adapter.users += 1
@@ -134,7 +129,7 @@ class Engine:
 
     def step(self) -> bool:
         """Compute one batch, or wait for the one under way in another thread; False if there was nothing to do."""
-        with self._alone():
+        with self.exclusively():
             return self._step()
 
     def stats(self) -> EngineStats:
@@ -159,14 +154,8 @@ class Engine:
         Raises:
             QafilaError: the name is taken, or the adapter is damaged or made for another model.
         """
-        if not isinstance(name, str) or not name:
-            raise UsageError(f"an adapter needs a name, not {name!r:.40}")
-        with self._alone():
-            if name in self._adapters:
-                raise UsageError(f"there is an adapter {name!r} already; remove it first or choose another name")
-            number = self.runner.load_adapter(Path(path))
-            self._serial += 1
-            self._adapters[name] = _Adapter(number, self._serial)
+        with self.exclusively():
+            self._adapters.add(name, Path(path))
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter.
@@ -174,17 +163,12 @@ class Engine:
         Raises:
             UsageError: it is not there, or requests under way use it.
         """
-        with self._alone():
-            adapter = self._adapter(name)
-            assert adapter is not None
-            if adapter.users:
-                raise UsageError(f"the adapter {name!r} is in use by {adapter.users} requests; let them end first")
-            del self._adapters[name]
-            self.runner.unload_adapter(adapter.number)
+        with self.exclusively():
+            self._adapters.remove(name)
 
     def close(self) -> None:
         """Cancel everything and free the model; a second time does nothing."""
-        with self._alone():
+        with self.exclusively():
             with self._changed:
                 if self._closed:
                     return
@@ -199,47 +183,50 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """While it is open no step runs in another thread, and runner and blocks may be used beside requests."""
+        me = threading.get_ident()
+        try:
+            with self._changed:
+                while self._stepper not in (0, me):
+                    self._changed.wait()
+                self._stepper = me
+            yield
+        finally:
+            self._done(me)
+
     # What a handle calls.
 
     def _drive(self, handle: Handle) -> None:
         """Step, or wait while another thread does, until the handle has something to give."""
-        with self._changed:
-            while self._stepping and not handle._ready:
-                self._changed.wait()
-            if handle._ready:
-                return
-            self._stepping = True
+        me = threading.get_ident()
         try:
+            with self._changed:
+                while self._stepper not in (0, me) and not handle._ready:
+                    self._changed.wait()
+                if handle._ready:
+                    return
+                self._stepper = me
             if not self._step() and not handle._ready:
                 raise AssertionError("a request is under way that no step computes")
         finally:
-            self._done()
+            self._done(me)
 
     def _cancel(self, handle: Handle) -> None:
         with self._changed:
             self._cancelled.append(handle)
-            if not self._stepping:
+            if self._stepper == 0:
                 self._take_cancelled()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While it is open no step runs in another thread."""
+    def _done(self, me: int) -> None:
         with self._changed:
-            while self._stepping:
-                self._changed.wait()
-            self._stepping = True
-        try:
-            yield
-        finally:
-            self._done()
+            if self._stepper == me:
+                self._stepper = 0
+                self._take_cancelled()
+                self._changed.notify_all()
 
-    def _done(self) -> None:
-        with self._changed:
-            self._stepping = False
-            self._take_cancelled()
-            self._changed.notify_all()
-
-    # One step. Only whoever set `_stepping`, or holds the lock while it is not set, gets here.
+    # One step. Only the stepping thread, or who holds the lock while there is none, gets here.
 
     def _step(self) -> bool:
         scheduler = self._scheduler
@@ -364,18 +351,9 @@ class Engine:
     def _forget(self, handle: Handle) -> None:
         with self._changed:
             del self._live[handle]
-            name = handle.request.adapter
-            if name is not None:
-                self._adapters[name].users -= 1
-
-    def _adapter(self, name: str | None) -> _Adapter | None:
-        if name is None:
-            return None
-        adapter = self._adapters.get(name) if isinstance(name, str) else None
-        if adapter is None:
-            known = ", ".join(sorted(self._adapters)) or "none"
-            raise UsageError(f"there is no adapter {name!r:.80}; known are: {known}")
-        return adapter
+            adapter = self._adapters.find(handle.request.adapter)
+            if adapter is not None:
+                adapter.users -= 1
 
     def _guesses_for(self, request: Request) -> Proposer | None:
         return self._proposer(request) if self._proposer is not None and request.speculate else None
