@@ -115,17 +115,37 @@ void Forward::attend(Member& me, std::size_t index, const Layer& layer, const At
         layout.place(sum, rows * splits);
         base = 0;
     }
+    // The blocks of one split of a tile's sequence, at one head's keys in them.
+    const auto gather = [&](const Tile& of, std::size_t kv_head, std::size_t split, const void** pointers) {
+        const std::int32_t* blocks = table(of.sequence);
+        const std::size_t offset = model_.cache_offset(index, kv_head), begin = split * kSplitTokens;
+        const std::size_t seen = static_cast<std::size_t>(step_->positions[of.end - 1]) + 1;
+        std::size_t count = 0;
+        for (; count < kSplitTokens / kBlockTokens && begin + count * kBlockTokens < seen; ++count)
+            pointers[count] =
+                model_.cache_block(static_cast<std::size_t>(blocks[begin / kBlockTokens + count])) + offset;
+        return count;
+    };
     const void* pointers[kSplitTokens / kBlockTokens];
-    const std::int32_t* blocks = table(tile.sequence);
-    const std::size_t offset = model_.cache_offset(index, item.kv_head);
+    const void* ahead[kSplitTokens / kBlockTokens];
     const std::size_t seen = static_cast<std::size_t>(step_->positions[tile.end - 1]) + 1;
+    // What this member most likely takes after this item, all members being about as fast.
+    const std::size_t next = static_cast<std::size_t>(&item - plan.items.data()) + members_.size();
     for (std::size_t split = split_begin; split < split_end; ++split, base += rows) {
         const std::size_t begin = split * kSplitTokens, end = std::min(seen, begin + kSplitTokens);
-        for (std::size_t i = 0; begin + i * kBlockTokens < end; ++i)
-            pointers[i] = model_.cache_block(static_cast<std::size_t>(blocks[begin / kBlockTokens + i])) + offset;
-        kernels_.attend({me.queries, me.first, me.last, rows, n, pointers, static_cast<std::int32_t>(begin),
-                         static_cast<std::int32_t>(end), model_.int8, maximum + base, sum + base, values + base * n,
-                         me.attend_scratch});
+        gather(tile, item.kv_head, split, pointers);
+        AttendArgs args{me.queries, me.first, me.last, rows, n, pointers, static_cast<std::int32_t>(begin),
+                        static_cast<std::int32_t>(end), model_.int8, maximum + base, sum + base, values + base * n,
+                        me.attend_scratch};
+        if (split + 1 < split_end) {
+            args.ahead_blocks = gather(tile, item.kv_head, split + 1, ahead);
+        } else if (next < plan.items.size()) {
+            const TileItem& then = plan.items[next];
+            const Tile& of = plan.tiles[then.tile];
+            args.ahead_blocks = gather(of, then.kv_head, of.apart ? then.split : of.split_begin, ahead);
+        }
+        if (args.ahead_blocks > 0) args.ahead = ahead;
+        kernels_.attend(args);
     }
     if (tile.apart) return;
     for (std::size_t row = 0; row < rows; ++row)
