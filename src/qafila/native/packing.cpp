@@ -26,6 +26,12 @@ std::uint16_t take_half(const std::uint8_t* halves, std::size_t row) {
     return half;
 }
 
+std::uint32_t take_word(const std::uint8_t* bytes) {
+    std::uint32_t word;
+    std::memcpy(&word, bytes, sizeof(word));
+    return word;
+}
+
 // Groups of four bytes of one row into [group][16 rows][4], and back.
 void put_bytes(std::uint8_t* groups, std::size_t row, const std::uint8_t* bytes, std::size_t count) {
     for (std::size_t g = 0; g < count / 4; ++g) std::memcpy(groups + (g * kRows + row) * 4, bytes + 4 * g, 4);
@@ -166,8 +172,9 @@ void put(const BlockQ5_K& block, std::uint8_t* panel, std::size_t row) {
     for (int sub = 0; sub < 8; ++sub) {
         std::uint8_t* high = panel + kSubBlocks + sub * kStride + 16 * kRows;
         for (int g = 0; g < 8; ++g) {
-            int bits = 0;
-            for (int i = 0; i < 4; ++i) bits |= ((block.qh[4 * g + i] >> sub) & 1) << i;
+            // One bit of each of four bytes; the product lines them up in its top byte.
+            const std::uint32_t apart = (take_word(block.qh + 4 * g) >> sub) & 0x01010101u;
+            const auto bits = static_cast<int>((apart * 0x01020408u) >> 24);
             std::uint8_t& both = high[8 * g + row / 2];
             both = static_cast<std::uint8_t>(row % 2 == 0 ? (both & 0xF0) | bits : (both & 0x0F) | (bits << 4));
         }
@@ -198,12 +205,14 @@ void put(const BlockQ6_K& block, std::uint8_t* panel, std::size_t row) {
     for (int sub = 0; sub < 8; ++sub) {
         const std::uint8_t* ql = block.ql + 64 * (sub / 4) + 32 * (sub % 2);
         const std::uint8_t* qh = block.qh + 32 * (sub / 4);
-        std::uint8_t low[32], folded[16], high[8] = {};
+        std::uint8_t low[32], folded[16], high[8];
         for (int i = 0; i < 32; ++i) low[i] = static_cast<std::uint8_t>(ql[i] >> (4 * (sub / 2 % 2)));
         fold_nibbles(low, folded);
-        for (int i = 0; i < 32; ++i) {
-            const int bits = (qh[i] >> (2 * (sub % 4))) & 3, j = i / 16, c = i / 4 % 4;
-            high[4 * j + i % 4] = static_cast<std::uint8_t>(high[4 * j + i % 4] | (bits << (2 * c)));
+        for (int j = 0; j < 2; ++j) {
+            std::uint32_t word = 0;
+            for (int c = 0; c < 4; ++c)
+                word |= ((take_word(qh + 16 * j + 4 * c) >> (2 * (sub % 4))) & 0x03030303u) << (2 * c);
+            std::memcpy(high + 4 * j, &word, sizeof(word));
         }
         std::uint8_t* first = panel + 32 + 16 * kRows + sub * kSixBitStride;
         put_bytes(first, row, folded, 16);
@@ -255,12 +264,18 @@ std::size_t panel_block_bytes(WeightType type) {
 // Panels of a plain type: `kWidth` neighbouring columns of a row stay together. `rows` of the 16 rows exist.
 template <typename Element, std::size_t kWidth>
 void pack_plain(const std::uint8_t* data, std::size_t rows, std::size_t columns, std::uint8_t* panel) {
-    for (std::size_t k = 0; k < columns; k += kWidth) {
-        Element out[kRows * kWidth] = {};
+    // So many columns at once: rows may lie a power of two apart, where a column alone would fight for the cache's lines.
+    constexpr std::size_t kColumns = 32;
+    for (std::size_t first = 0; first < columns; first += kColumns) {
+        const std::size_t count = columns - first < kColumns ? columns - first : kColumns;
+        Element in[kRows][kColumns] = {}, out[kColumns / kWidth][kRows][kWidth];
         for (std::size_t r = 0; r < rows; ++r)
-            for (std::size_t i = 0; i < kWidth && k + i < columns; ++i)
-                std::memcpy(&out[r * kWidth + i], data + (r * columns + k + i) * sizeof(Element), sizeof(Element));
-        std::memcpy(panel + k * kRows * sizeof(Element), out, sizeof(out));
+            std::memcpy(in[r], data + (r * columns + first) * sizeof(Element), count * sizeof(Element));
+        for (std::size_t k = 0; k < kColumns / kWidth; ++k)
+            for (std::size_t r = 0; r < kRows; ++r)
+                for (std::size_t i = 0; i < kWidth; ++i) out[k][r][i] = in[r][k * kWidth + i];
+        const std::size_t padded = (count + kWidth - 1) / kWidth * kWidth;
+        std::memcpy(panel + first * kRows * sizeof(Element), out, padded * kRows * sizeof(Element));
     }
 }
 
