@@ -76,6 +76,18 @@ class Sampler:
         return [_told(item) if isinstance(item, int) else Sampled(*item) for item in chosen]
 
 
+def log_probabilities(logits_RV: npt.NDArray[np.float32], ids: Int32) -> list[float]:
+    """Natural log-probability of one id for each row of logits, the same bits that `Sampler` gives a chosen token.
+
+    Raises:
+        QafilaError: the logits are not numbers.
+    """
+    values = NativeSampler().logprobs(logits_RV, ids)
+    if any(math.isnan(value) for value in values):
+        raise QafilaError(NOT_NUMBERS)
+    return values
+
+
 def _plain(row: SampleRow) -> NativeRow:
     settings = row._settings
     if settings is None:

@@ -195,6 +195,12 @@ class Sampler:
     def __init__(self, threads: int = 0, isa: str = "") -> None: ...
     @property
     def isa(self) -> str: ...
+    def logprobs(self, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> list[float]:
+        """Log-probability of one id for each row of ``[R, V]`` logits; NaN where the logits are not numbers.
+
+        Raises:
+            ValueError: sizes that do not fit.
+        """
     def choose(
         self,
         logits: npt.NDArray[np.float32],

@@ -96,6 +96,27 @@ public:
         return out;
     }
 
+    nb::list logprobs(const Logits& logits, const Array<std::int32_t>& ids) {
+        const std::size_t count = logits.shape(0), size = logits.shape(1);
+        if (ids.size() != count || size == 0) throw std::invalid_argument("one id is needed for each row of logits");
+        for (std::size_t i = 0; i < count; ++i)
+            if (static_cast<std::size_t>(ids.data()[i]) >= size) throw std::invalid_argument("an id beyond the logits");
+        std::vector<double> out(count);
+        const float* data = logits.data();
+        const std::int32_t* wanted = ids.data();
+        {
+            nb::gil_scoped_release release;
+            for_each_piece(count, std::min(count, thread_count(count * size, kGrain, threads_)),
+                           [&](std::size_t begin, std::size_t end) noexcept {
+                               for (std::size_t i = begin; i < end; ++i)
+                                   out[i] = log_probability(*passes_, data + i * size, size, wanted[i]);
+                           });
+        }
+        nb::list values;
+        for (double value : out) values.append(value);
+        return values;
+    }
+
     const char* isa() const { return passes_->name; }
 
 private:
@@ -151,6 +172,7 @@ void bind_sample(nb::module_& m) {
     nb::class_<Sampler>(m, "Sampler")
         .def(nb::init<std::size_t, const std::string&>(), "threads"_a = 0, "isa"_a = "")
         .def("choose", &Sampler::choose, "logits"_a.noconvert(), "rows"_a)
+        .def("logprobs", &Sampler::logprobs, "logits"_a.noconvert(), "ids"_a.noconvert())
         .def_prop_ro("isa", &Sampler::isa);
 }
 

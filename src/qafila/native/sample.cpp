@@ -96,6 +96,14 @@ double philox_uniform(std::uint64_t seed, std::uint64_t position, std::uint64_t 
     return static_cast<double>(c0 >> 11) * 0x1p-53;
 }
 
+double log_probability(const SamplePasses& passes, const float* logits, std::size_t vocabulary, std::int32_t id) {
+    std::vector<float> maxima((vocabulary + kMaximumOf - 1) / kMaximumOf);
+    passes.maxima(logits, vocabulary, maxima.data());
+    const float maximum = *std::max_element(maxima.begin(), maxima.end());
+    const double log_sum = std::log(passes.sum_exp(logits, vocabulary, maximum));
+    return static_cast<double>(logits[id]) - static_cast<double>(maximum) - log_sum;
+}
+
 struct Chooser::State {
     const SamplePasses* passes;
     std::vector<float> maxima, values;

@@ -77,6 +77,9 @@ private:
     std::unique_ptr<State> state_;
 };
 
+// Log-probability of one token, the same bits that choosing it gives; NaN where the logits are not numbers.
+double log_probability(const SamplePasses& passes, const float* logits, std::size_t vocabulary, std::int32_t id);
+
 // First word of Philox4x64-10's block `position + 1` under the key (seed, sample), as a number in [0, 1).
 double philox_uniform(std::uint64_t seed, std::uint64_t position, std::uint64_t sample);
 
