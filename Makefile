@@ -3,7 +3,7 @@
 #   make WORKERS=4 test     test processes (default: the processor's cores, at most 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-all lint docs interop clean distclean
+.PHONY: help chat test test-all sanitize cross lint docs interop clean distclean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
@@ -18,7 +18,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet install --constraint
 # Something when .venv's Python no longer runs, or the checkout was moved or copied: what is installed holds its path.
 STALE := $(shell [ ! -e $(VENV)/.created ] || { $(PYTHON) -c "" 2>/dev/null && \
 	{ [ ! -s $(VENV)/.created ] || [ "$$(cat $(VENV)/.created)" = "$$(pwd -P)" ]; }; } || echo stale)
-NATIVE := $(wildcard src/qafila/native/*.cpp src/qafila/native/*.h src/qafila/native/CMakeLists.txt)
+NATIVE := $(wildcard src/qafila/native/*.cpp src/qafila/native/*.h src/qafila/native/*.cmake src/qafila/native/CMakeLists.txt)
 # Test processes share the cores: a process that starts a thread for each core slows all of them.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest --quiet -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
@@ -33,6 +33,12 @@ test: $(VENV)/.dev lint ## lint, types, import rules, and every test that takes 
 
 test-all: $(VENV)/.dev lint ## the same, and the tests that take minutes
 	@$(PYTEST)
+
+sanitize: $(VENV)/.dev ## the C++ tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (part of test-all)
+	@$(PYTHON) -m pytest --quiet -m sanitize tests/native $(PYTEST_ARGS)
+
+cross: $(VENV)/.dev ## the C++ tests for Arm under qemu, and everything through Windows' compiler (part of test-all)
+	@$(PYTHON) -m pytest --quiet -m cross tests/native $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff (lint and format), mypy --strict, import-linter, generated pages
 	@$(PYTHON) -m ruff check --quiet .
