@@ -107,16 +107,18 @@ class Contender:
 
     # What is measured; every call can be repeated.
 
-    def prefill(self, tokens: int, settings: Settings) -> float:
+    def prefill(self, tokens: int, settings: Settings | None = None) -> float:
         """Tokens a second of a prompt."""
+        settings = settings or self.default
         self._open(settings, tokens)
         self._clear()
         start = time.perf_counter()
         self._prompt(self.tokens[:tokens])
         return tokens / (time.perf_counter() - start)
 
-    def decode(self, tokens: int, depth: int, settings: Settings) -> float:
+    def decode(self, tokens: int, depth: int, settings: Settings | None = None) -> float:
         """Tokens a second of one stream behind ``depth`` tokens."""
+        settings = settings or self.default
         self._open(settings, depth + tokens + 8)
         if self.filled != depth + 1:
             self._clear()
@@ -140,9 +142,11 @@ class Contender:
             self._decode([(self.tokens[64 * s + i], 16 + i, s) for s in range(streams)], "all")
         return streams * tokens / (time.perf_counter() - start)
 
-    def turns(self, first: int, second: int, settings: Settings) -> tuple[float, float]:
+    def turns(self, first: int, second: int) -> tuple[float, float]:
         """Seconds to the first token of a chat's first and second turn; the second keeps the first's cache."""
-        self._open(settings, first + second + 64)
+        if "prefill" not in self.best:
+            self.tune("prefill")
+        self._open(self.best["prefill"], first + second + 64)
         self._clear()
         start = time.perf_counter()
         self._prompt(self.tokens[:first])
@@ -152,9 +156,9 @@ class Contender:
         self._prompt(self.tokens[first + 1 : first + 1 + second], start=first + 1)
         return middle - start, time.perf_counter() - again
 
-    def logits(self, ids: list[int], settings: Settings) -> np.ndarray:
+    def logits(self, ids: list[int]) -> np.ndarray:
         """Logits after each of the tokens, ``[T, V]``."""
-        self._open(replace(settings, ubatch=max(512, settings.ubatch)), len(ids))
+        self._open(self.default, len(ids))
         self._clear()
         self._decode([(token, i, 0) for i, token in enumerate(ids)], "all")
         rows = llama_cpp.llama_get_logits(self.context)

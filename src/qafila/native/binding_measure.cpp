@@ -7,11 +7,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <thread>
 #include <vector>
+
+#include "mapping.h"
 
 namespace nb = nanobind;
 
@@ -43,19 +43,17 @@ double read_bandwidth(std::size_t bytes, std::size_t threads, std::size_t passes
     if (bytes < step) throw std::invalid_argument("bytes is less than a cache line for each stream of each thread");
     bytes = bytes / step * step;
     const nb::gil_scoped_release release;
-    struct Free {
-        void operator()(std::uint64_t* memory) const { ::operator delete(memory, std::align_val_t{1 << 21}); }
-    };
-    const std::unique_ptr<std::uint64_t, Free> memory(
-        static_cast<std::uint64_t*>(::operator new(bytes, std::align_val_t{1 << 21})));
+    // Large pages where the system gives them, as weights have.
+    const Mapping memory(bytes);
+    auto* const data = reinterpret_cast<std::uint64_t*>(memory.data());
     const std::size_t words = bytes / sizeof(std::uint64_t), part = words / threads;
-    std::fill_n(memory.get(), words, std::uint64_t{1});
+    std::fill_n(data, words, std::uint64_t{1});
 
     std::atomic<std::size_t> ready{0};
     std::atomic<bool> go{false};
     std::atomic<std::uint64_t> total{0};
     const auto read = [&](std::size_t member) {
-        const std::uint64_t* mine = memory.get() + member * part;
+        const std::uint64_t* mine = data + member * part;
         ready.fetch_add(1);
         while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
         std::uint64_t sum = 0;
