@@ -218,3 +218,14 @@ def test_the_fingerprint_names_weights_and_arithmetic(small: NativeRunner) -> No
     turned = NativeRunner(rotated, random_tensors(SMALL, 1), threads=1, kv_tokens=64)
     assert small.fingerprint == same.fingerprint
     assert len({runner.fingerprint for runner in (same, other, smaller, turned)}) == 4
+
+
+def test_a_closed_runner_says_so_and_its_last_logits_stay() -> None:
+    runner = NativeRunner(SMALL, random_tensors(SMALL, 1), threads=2, kv_tokens=64)
+    logits = runner.logits(step())
+    want = logits.copy()
+    runner.close()
+    runner.close()
+    assert np.array_equal(logits, want)
+    with pytest.raises(UsageError, match="closed"):
+        runner.logits(step())

@@ -81,7 +81,7 @@ class NativeRunner:
             raise UsageError(f"instruction set {isa!r:.40}: this machine runs {', '.join(_native.instruction_sets())}")
         self._check_memory(tensors, source)
         try:
-            self._model = _native.Model(
+            self._opened: _native.Model | None = _native.Model(
                 dim=config.dim,
                 heads=config.n_heads,
                 kv_heads=config.n_kv_heads,
@@ -190,8 +190,13 @@ class NativeRunner:
 
     def close(self) -> None:
         """Free weights, cache and threads (the last logits stay readable as long as somebody holds them)."""
-        if hasattr(self, "_model"):
-            del self._model
+        self._opened = None
+
+    @property
+    def _model(self) -> _native.Model:
+        if self._opened is None:
+            raise UsageError("the runner is closed; load the model again")
+        return self._opened
 
     def _check_memory(self, tensors: Mapping[str, LazyTensor], source: object) -> None:
         weights = held_bytes(self.config, tensors)

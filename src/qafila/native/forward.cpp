@@ -15,8 +15,9 @@ constexpr std::size_t kInputBytes = std::size_t{1} << 19;
 constexpr std::size_t kWeightBytes = std::size_t{1} << 16;
 // Query rows of an attention item.
 constexpr std::size_t kQueryRows = 96;
-// Partial results of an item: rows times splits.
+// Partial results, rows times splits: of one item, and of all tiles together that are merged later.
 constexpr std::size_t kPartialRows = std::size_t{1} << 13;
+constexpr std::size_t kApartRows = std::size_t{1} << 16;
 
 }  // namespace
 
@@ -205,7 +206,8 @@ void Forward::plan_attention(AttentionPlan& plan, std::int32_t chunk) {
     for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
         Tile& tile = plan.tiles[i];
         const std::size_t splits = tile.split_end - tile.split_begin, rows = (tile.end - tile.begin) * group;
-        tile.apart = splits > 1 && (tile.end - tile.begin) * splits * 8 * members_.size() > work;
+        tile.apart = splits > 1 && (tile.end - tile.begin) * splits * 8 * members_.size() > work &&
+                     plan.partial_rows + rows * splits * shape.kv_heads <= kApartRows;
         if (tile.apart) {
             tile.partial = plan.partial_rows;
             plan.partial_rows += rows * splits * shape.kv_heads;

@@ -25,7 +25,7 @@ inline void relax() {
 // would cost as much again.
 constexpr std::chrono::microseconds kSpin{50};
 // Between two steps the caller samples tokens; the others stay awake for that.
-constexpr std::chrono::microseconds kIdleSpin{300};
+constexpr std::chrono::microseconds kIdleSpin{200};
 
 }  // namespace
 
