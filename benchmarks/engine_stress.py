@@ -2,25 +2,37 @@
 
     python benchmarks/engine_stress.py [--requests 1000] [--runner native|torch] [--blocks 24] [--seed 0]
 
-Prompts share beginnings; requests differ in length, parameters, seed, number of answers, priority and tenant; some are
-cancelled at some step. Every answer, or what came of it, is compared with the same request computed alone.
+Prompts share beginnings; requests differ in length, parameters, seed, number of answers, priority, tenant and grammar;
+some are cancelled at some step. Every answer, or what came of it, is compared with the same request computed alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qafila.config import ModelConfig
 from qafila.engine.engine import Engine
 from qafila.engine.handle import Handle
-from qafila.engine.request import Request
+from qafila.engine.request import GrammarSpec, Request
 from qafila.engine.runner import Runner
 from qafila.errors import QafilaError
 from qafila.sampling import GREEDY, SamplingParams
+from qafila.text.tokenizer import Tokenizer
+
+#: Bytes and three special tokens.
+VOCABULARY = 259
+GRAMMARS = (
+    GrammarSpec("regex", "[a-f]{3,9}( [a-z]{1,4}){2,8}"),
+    GrammarSpec("json_schema", '{"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]}'),
+    GrammarSpec("json_object"),
+    GrammarSpec("lark", 'start: ("ab" | "cd")+ "."'),
+)
 
 #: A step that gets nobody on is a fault of the scheduler; so many in a row are a deadlock.
 PATIENCE = 1000
@@ -36,7 +48,17 @@ class Outcome:
     failed: int = 0
 
 
-def random_requests(rng: random.Random, count: int, vocabulary: int, longest: int) -> Iterator[Request]:
+def byte_tokenizer() -> Tokenizer:
+    """The tests' own: one token a byte, and special tokens."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "doubles"))
+    from byte_tokenizer import CHATML, ByteTokenizer
+
+    return ByteTokenizer(CHATML, eos="<|im_end|>")
+
+
+def random_requests(
+    rng: random.Random, count: int, vocabulary: int, longest: int, *, grammars: bool = True
+) -> Iterator[Request]:
     """Requests whose prompts and answers have up to ``longest`` tokens together."""
     beginnings = [[rng.randrange(vocabulary) for _ in range(longest // 2)] for _ in range(4)]
     for _ in range(count):
@@ -61,6 +83,7 @@ def random_requests(rng: random.Random, count: int, vocabulary: int, longest: in
             top_logprobs=rng.choice([0, 0, 2]),
             priority=rng.choice([0, 0, 0, 1, 2]),
             tenant=rng.choice(["", "", "a"]),
+            grammar=rng.choice(GRAMMARS) if grammars and rng.random() < 0.3 else None,
         )
 
 
@@ -112,7 +135,7 @@ def _runner(kind: str, blocks: int) -> Runner:
     from qafila.model.random_weights import random_tensors
 
     config = ModelConfig(
-        dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=128, vocab_size=256, context_length=512
+        dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=128, vocab_size=VOCABULARY, context_length=512
     )
     tensors = random_tensors(config, 0, scale=1.5)
     if kind == "torch":
@@ -143,8 +166,11 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     started = time.perf_counter()
-    with Engine(_runner(options.runner, options.blocks)) as engine, Engine(_runner(options.runner, 32)) as other:
-        requests = list(random_requests(rng, options.requests, 256, 16 * options.blocks // 3))
+    with (
+        Engine(_runner(options.runner, options.blocks), tokenizer=byte_tokenizer()) as engine,
+        Engine(_runner(options.runner, 32), tokenizer=byte_tokenizer()) as other,
+    ):
+        requests = list(random_requests(rng, options.requests, VOCABULARY, 16 * options.blocks // 3))
         outcome = stress(engine, requests, _alone(other), rng)
         print(f"{outcome}, {engine.stats()}, {time.perf_counter() - started:.0f} s")
 

@@ -13,6 +13,7 @@ import pytest
 from fake_runner import FakeRunner, hashed_logits
 
 from qafila.engine.engine import Engine
+from qafila.engine.grammar import GrammarCompiler
 from qafila.engine.request import Request
 from qafila.engine.runner import Step
 from qafila.engine.sampler import Sampled, Sampler, SampleRow
@@ -31,20 +32,22 @@ def script() -> ModuleType:
     return module
 
 
-def alone(asked: Request) -> list[tuple[int, float]]:
+def alone(asked: Request, vocabulary: int, grammars: GrammarCompiler) -> list[tuple[int, float]]:
     """The answer computed from the tokens themselves."""
     assert asked.seed is not None
     assert asked.max_tokens is not None
     ids, sampler, occurrences = list(asked.prompt_ids), Sampler(), Occurrences(asked.prompt_ids)
+    matcher = grammars(asked.grammar)() if asked.grammar is not None else None
     out = []
     for _ in range(asked.max_tokens):
-        row = SampleRow(asked.params, asked.seed, len(ids), asked.sample_index, occurrences)
-        sampled = sampler(hashed_logits(np.array(ids, np.int64), 50)[None], [row])[0]
+        mask = matcher.mask() if matcher is not None else None
+        row = SampleRow(asked.params, asked.seed, len(ids), asked.sample_index, occurrences, mask)
+        sampled = sampler(hashed_logits(np.array(ids, np.int64), vocabulary)[None], [row])[0]
         assert isinstance(sampled, Sampled)
         ids.append(sampled.id)
         occurrences.add(sampled.id)
         out.append((sampled.id, sampled.logprob))
-        if sampled.id in asked.stop_ids:
+        if sampled.id in asked.stop_ids or (matcher is not None and matcher.accept(sampled.id)):
             break
     return out
 
@@ -67,16 +70,20 @@ class Repeats:
 )
 def test_no_leak_no_changed_answer_no_deadlock(script: ModuleType, blocks: int, failures: bool, guess: bool) -> None:
     rng = random.Random(blocks)
-    runner = FakeRunner(blocks, max_tokens=48, max_rows=12)
+    # Guesses come true among few tokens alone; grammars need all bytes.
+    vocabulary = 50 if guess else script.VOCABULARY
+    runner = FakeRunner(blocks, max_tokens=48, max_rows=12, vocab_size=vocabulary)
 
     def before(step: Step) -> None:
         if failures and rng.random() < 0.01:
             raise RuntimeError("at random")
 
     runner.before = before
-    with Engine(runner, proposer=(lambda asked: Repeats()) if guess else None) as engine:
-        requests = list(script.random_requests(rng, 100, 50, min(170, 12 * blocks)))
-        outcome = script.stress(engine, requests, alone, rng)
+    proposer = (lambda asked: Repeats()) if guess else None
+    compiler = GrammarCompiler(script.byte_tokenizer())
+    with Engine(runner, proposer=proposer, tokenizer=script.byte_tokenizer()) as engine:
+        requests = list(script.random_requests(rng, 100, vocabulary, min(170, 12 * blocks), grammars=not guess))
+        outcome = script.stress(engine, requests, lambda asked: alone(asked, vocabulary, compiler), rng)
         assert outcome.answers > 100
         assert outcome.cancelled > 0
         assert (outcome.failed > 0) == failures
