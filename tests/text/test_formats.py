@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qafila.errors import ChatError
-from qafila.text.chat_format import ChatFormat, append_only
 from qafila.text import formats
+from qafila.text.chat_format import ChatFormat, append_only
 from qafila.text.formats import FORMATS, CodeLlamaInfill, chat_format, detect_format
 from qafila.text.messages import ImagePart, Message, TextPart, ToolCall, ToolSchema
 from qafila.text.tokenizer import Tokenizer

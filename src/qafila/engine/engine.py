@@ -71,7 +71,7 @@ class Engine:
         self._sampler = Sampler()
         self._proposer, self._grammar = proposer, grammar
         self._tokenizer, self._stop_ids = tokenizer, frozenset(stop_ids)
-        self._adapters = Adapters(runner)
+        self.adapters = Adapters(runner)
         self._changed = threading.Condition()
         # The thread that steps; 0 for none. One that Ctrl-C interrupted in the wrong moment may take up its own again.
         self._stepper = 0
@@ -96,7 +96,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise UsageError("the engine is closed")
-            adapter = self._adapters.find(request.adapter)
+            adapter = self.adapters.find(request.adapter)
             self._serial += 1
             arrival = self._serial
         root = root_key(self.runner.fingerprint, adapter.serial if adapter else 0, request.tenant)
@@ -118,7 +118,7 @@ class Engine:
             if self._closed:
                 raise UsageError("the engine is closed")
             # Looked up again: it may have gone, and from here on it cannot.
-            if self._adapters.find(request.adapter) is not adapter:
+            if self.adapters.find(request.adapter) is not adapter:
                 raise UsageError(f"the adapter {request.adapter!r} was replaced; submit the request again")
             if adapter is not None:
                 adapter.users += 1
@@ -155,7 +155,7 @@ class Engine:
             QafilaError: the name is taken, or the adapter is damaged or made for another model.
         """
         with self.exclusively():
-            self._adapters.add(name, Path(path))
+            self.adapters.add(name, Path(path))
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter.
@@ -164,7 +164,7 @@ class Engine:
             UsageError: it is not there, or requests under way use it.
         """
         with self.exclusively():
-            self._adapters.remove(name)
+            self.adapters.remove(name)
 
     def close(self) -> None:
         """Cancel everything and free the model; a second time does nothing."""
@@ -351,7 +351,7 @@ class Engine:
     def _forget(self, handle: Handle) -> None:
         with self._changed:
             del self._live[handle]
-            adapter = self._adapters.find(handle.request.adapter)
+            adapter = self.adapters.find(handle.request.adapter)
             if adapter is not None:
                 adapter.users -= 1
 

@@ -193,7 +193,7 @@ def _room(engine: Engine, tokens: int) -> Iterator[list[int]]:
             "or give the engine a larger cache"
         )
     while True:
-        with engine._alone():
+        with engine.exclusively():
             if engine._closed:
                 raise UsageError("the engine is closed")
             blocks = engine.pool.allocate(count)
@@ -208,7 +208,7 @@ def _room(engine: Engine, tokens: int) -> Iterator[list[int]]:
 
 
 def _adapter(engine: Engine, name: str | None) -> tuple[int, int]:
-    adapter = engine._adapter(name)
+    adapter = engine.adapters.find(name)
     return (adapter.number, adapter.serial) if adapter is not None else (0, 0)
 
 
