@@ -3,7 +3,7 @@
 #   make WORKERS=4 test     test processes (default: the processor's cores, at most 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-all sanitize cross lint docs interop clean distclean
+.PHONY: help chat test test-all sanitize cross lint docs interop bench-peers clean distclean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
@@ -53,6 +53,8 @@ docs: $(VENV)/.dev ## write the generated pages again (docs/models.md)
 interop: $(VENV)/.peers ## build llama-cpp-python (5 to 10 minutes, once) and run the tests that need it
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --quiet -m interop $(PYTEST_ARGS)
 
+bench-peers: $(VENV)/.peers ## build llama-cpp-python into .venv (5 to 10 minutes, once), for the benchmarks beside it
+
 clean: ## delete what was built; .venv and the model cache stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find src tests scripts -name __pycache__ -prune -exec rm -rf {} +
@@ -68,21 +70,21 @@ $(VENV)/.created: $(STALE)
 		{ echo "making $(VENV) with $(PY)" >&2; $(PY) -m venv --clear $(VENV); }
 	@pwd -P > $@
 
-# What runs: the package (its native part built here), torch, and nothing else.
+# What runs: the package (its native part built here), and no torch.
 $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt $(NATIVE)
-	@echo "installing qafila and torch into $(VENV) (minutes, the first time)" >&2
+	@echo "installing qafila into $(VENV) (a minute or two, the first time)" >&2
 	@$(PIP) scikit-build-core nanobind
 	@printf 'cmake_minimum_required(VERSION 3.20)\n' > $(VENV)/version.cmake
 	@cmake -P $(VENV)/version.cmake > /dev/null 2>&1 || $(PIP) cmake ninja
-	@$(PIP) --no-build-isolation --editable '.[gpu]'
+	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	@echo "installing the tools for tests into $(VENV)" >&2
+	@echo "installing torch and the tools for tests into $(VENV) (minutes, the first time)" >&2
 	@$(PIP) --no-build-isolation --editable '.[gpu,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev
 	@echo "building llama-cpp-python (5 to 10 minutes)" >&2
-	@$(PIP) --no-build-isolation --editable '.[gpu,dev,peers]'
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[gpu,dev,peers]'
 	@touch $@

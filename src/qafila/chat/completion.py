@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from qafila.text.messages import Message
 
 if TYPE_CHECKING:
-    from qafila.generation import GeneratedToken
+    from qafila.engine.handle import Handle
+    from qafila.engine.request import Token
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -30,6 +32,8 @@ class Completion:
         message: the answer as a message, tool calls parsed; only from `Llama.chat`. It keeps its ids, so that the next
             turn begins with exactly the tokens of this one.
         prompt_seconds: time until the first token. seconds: time in all.
+        cached_tokens: tokens of the prompt that were computed before.
+        top_logprobs: for each id the likeliest tokens with their log-probabilities, likeliest first, if asked for.
     """
 
     text: str
@@ -41,22 +45,62 @@ class Completion:
     message: Message | None = None
     prompt_seconds: float = 0.0
     seconds: float = 0.0
+    cached_tokens: int = 0
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-probabilities (natural) of a text's tokens.
+
+    Attributes:
+        ids: the tokens. logprobs: of each but the first, given those before it.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole text after its first token."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """``exp`` of the mean negative log-probability; NaN for a text of one token."""
+        return math.exp(-self.total / len(self.logprobs)) if self.logprobs else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """One of several continuations: its tokens, their log-probability together, and its share among all of them."""
+
+    text: str
+    ids: tuple[int, ...]
+    logprob: float
+    share: float
+
+
 class Stream:
     """Pieces of text as they are generated; afterwards ``result`` is the whole completion.
 
-    `stop` ends the generation early; ``result`` then holds what there is. Another call on the same `Llama` meanwhile
-    does not disturb it.
+    `stop` ends the generation early; ``result`` then holds what there is. So does losing the stream. Another call on
+    the same `Llama` meanwhile does not disturb it, and its tokens are computed together with the other's.
     """
 
-    _pieces: Iterator[str]
-    _finish: Callable[[], Completion]
-    _result: Completion | None = field(default=None, init=False)
+    def __init__(self, pieces: Iterator[str], finish: Callable[[], Completion]) -> None:
+        self._pieces, self._finish = pieces, finish
+        self._result: Completion | None = None
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pieces"):
+            self._close()
 
     @property
     def result(self) -> Completion:
@@ -69,53 +113,77 @@ class Stream:
 
     def stop(self) -> Completion:
         """Stop generating and give what there is."""
+        self._close()
+        return self.result
+
+    def _close(self) -> None:
         close = getattr(self._pieces, "close", None)
         if close is not None:
             close()
-        return self.result
 
 
-@dataclass
 class Run:
-    """What one generation has given so far, and the `Completion` that it makes."""
+    """One request under way: pieces of text when iterated over, and the `Completion` that they make.
 
-    prompt_ids: tuple[int, ...]
-    seed: int
-    parse: Callable[[Sequence[int]], Message] | None
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    finish_reason: FinishReason = "cancelled"
-    cut: bool = False
-    started: float = 0.0
-    first: float = 0.0
-    ended: float = 0.0
+    Args:
+        handle: of the request. prompt_ids: what it asks to continue.
+        parse: makes a message of the ids; None where there is none to make.
+    """
 
-    def take(self, token: GeneratedToken) -> None:
-        """Count one generated token."""
-        if not self.ids:
-            self.first = time.perf_counter()
-        self.ids.append(token.id)
-        self.logprobs.append(token.logprob)
-        self.pieces.append(token.text)
-        if token.finish_reason is not None:
-            self.cut = token.finish_reason == "stop_string"
-            self.finish_reason = "length" if token.finish_reason == "length" else "stop"
+    def __init__(
+        self, handle: Handle, prompt_ids: tuple[int, ...], parse: Callable[[Sequence[int]], Message] | None
+    ) -> None:
+        self._handle, self._prompt_ids, self._parse = handle, prompt_ids, parse
+        self._tokens: list[Token] = []
+        self._closed = False
+        self._started = time.perf_counter()
+        self._first = self._ended = 0.0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while not self._closed:
+            try:
+                token = next(self._handle)
+            except StopIteration:
+                self.close()
+                break
+            except BaseException:
+                self.close()
+                raise
+            self._ended = time.perf_counter()
+            if not self._tokens:
+                self._first = self._ended
+            self._tokens.append(token)
+            if token.text:
+                return token.text
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the request here; tokens that were not taken are lost."""
+        self._closed = True
+        if not self._handle.finished:
+            self._handle.cancel()
 
     def completion(self) -> Completion:
         """What there is so far, as a completion."""
-        text = "".join(self.pieces)
-        message = self.parse(self.ids) if self.parse is not None else None
-        if message is not None and self.cut and not message.tool_calls:
+        ids = tuple(token.id for token in self._tokens)
+        text = "".join(token.text for token in self._tokens)
+        end = self._tokens[-1].finish_reason if self._tokens else None
+        message = self._parse(ids) if self._parse is not None else None
+        if message is not None and end == "stop_string" and not message.tool_calls:
             message = replace(message, content=text)  # the ids still hold the stop string, the text must not
         return Completion(
             text=text,
-            ids=tuple(self.ids),
-            prompt_ids=self.prompt_ids,
-            logprobs=tuple(self.logprobs),
-            finish_reason=self.finish_reason,
-            seed=self.seed,
+            ids=ids,
+            prompt_ids=self._prompt_ids,
+            logprobs=tuple(token.logprob for token in self._tokens),
+            finish_reason="cancelled" if end is None else "length" if end == "length" else "stop",
+            seed=self._handle.seed,
             message=message,
-            prompt_seconds=max(0.0, self.first - self.started),
-            seconds=max(0.0, self.ended - self.started),
+            prompt_seconds=max(0.0, self._first - self._started),
+            seconds=max(0.0, self._ended - self._started),
+            cached_tokens=self._handle.usage.cached,
+            top_logprobs=tuple(token.top for token in self._tokens) if self._handle.request.top_logprobs else (),
         )

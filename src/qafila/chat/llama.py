@@ -10,19 +10,24 @@ for piece in llama.chat([{"role": "user", "content": "Name three colours."}], st
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from types import TracebackType
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from qafila.chat.completion import Completion, Run, Stream
+from qafila.chat import options as opt
+from qafila.chat.completion import Completion, Likelihood, Run, Score, Stream
+from qafila.chat.options import Options
 from qafila.config import ModelConfig
-from qafila.errors import ChatError, ContextLengthError, UsageError
-from qafila.sampling import SamplingParams
+from qafila.engine.engine import Engine
+from qafila.engine.reading import all_logits, hidden_states, log_probabilities
+from qafila.engine.request import GrammarSpec, Request
+from qafila.engine.stream import Matcher
+from qafila.errors import ChatError, UsageError
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import CodeLlamaInfill, chat_format, detect_format
 from qafila.text.messages import Message, ToolSchema
@@ -30,45 +35,28 @@ from qafila.text.tokenizer import StreamDecoder, Tokenizer
 from qafila.weights.hub import resolve
 from qafila.weights.load import Checkpoint, open_checkpoint
 
-if TYPE_CHECKING:
-    from qafila.model.cache import KVCache
-    from qafila.model.llama import LlamaModel
-
-# Llama 2's reference chat (facebookresearch/llama, example_chat_completion.py); used where a checkpoint states nothing.
-DEFAULT_TEMPERATURE = 0.6
-DEFAULT_TOP_P = 0.9
-
-
-class Options(TypedDict, total=False):
-    """How to generate. What is left out (or None) follows the checkpoint, then temperature 0.6 and top-p 0.9.
-
-    ``max_tokens``: most tokens to generate (default: up to the context's end). ``stop``: a string, or several, that end
-    the answer. ``seed``: of the random numbers (default: a fresh one). The rest is `qafila.sampling.SamplingParams`.
-    """
-
-    max_tokens: int | None
-    stop: str | Sequence[str] | None
-    seed: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
+__all__ = ["Llama", "Options"]
 
 
 class Llama:
     """A model, its tokenizer and its chat format, ready to answer.
 
-    Not safe for use by several threads at once: it keeps the KV cache of the last call, so that a conversation that
-    goes on computes only its new tokens.
+    Several threads may use one at once: their requests are computed together, with the tokens each would have had
+    alone. A conversation that goes on computes only its new tokens, whoever else talked meanwhile.
+
+    Args:
+        checkpoint: the opened model. engine: what computes it; `close` closes it.
+        format: a chat format; by default the checkpoint's own.
+        adapter: name of the engine's adapter that requests use which name none.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: LlamaModel, format: ChatFormat | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, engine: Engine, format: ChatFormat | None = None, adapter: str | None = None
+    ) -> None:
         self.checkpoint = checkpoint
-        self.model = model
+        self.engine = engine
         self._format = format
-        self._cache: KVCache | None = None
-        self._cached_ids: list[int] = []
+        self._adapter = adapter
 
     @classmethod
     def load(
@@ -78,23 +66,58 @@ class Llama:
         format: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        kv_type: str | None = None,
+        isa: str | None = None,
+        adapter: str | Path | Mapping[str, str | Path] | None = None,
     ) -> Llama:
         """Load a model.
 
         Args:
             source: ``default``, ``hf:owner/name``, a path, or the name of a pulled model.
             format: a chat format by name; by default the checkpoint's own.
-            device: a torch device; by default CUDA where there is one, else the CPU.
-            dtype: ``float32``, ``bfloat16`` or ``float16``; by default bfloat16 on CUDA and float32 on the CPU.
+            device: a torch device, to compute with torch instead of the native CPU engine.
+            dtype: of torch: ``float32``, ``bfloat16`` or ``float16``; by default bfloat16 on CUDA, float32 on the CPU.
+            threads: of the native engine; by default one a physical core that this process may use.
+            context: tokens that the KV cache holds, for all conversations together; by default two conversations of the
+                model's context or of 8,192 tokens, or what fits half of the free memory.
+            kv_type: of the native engine's KV cache: ``f16`` (the default) or ``int8``.
+            isa: instruction set of the native engine: ``portable``, ``avx2``, ``avxvnni`` or ``avx512``.
+            adapter: a LoRA adapter's folder (PEFT), which answers then use; or several by name, to be chosen with the
+                option ``adapter`` of each call.
 
         Raises:
-            QafilaError: the model is not there, damaged, or too large for the memory.
+            QafilaError: the model is not there, damaged, or too large for the memory, or an option makes no sense.
         """
-        from qafila.chat.placement import load_model_on
+        from qafila.chat.placement import make_runner
 
         checkpoint = open_checkpoint(resolve(str(source)))
         named = chat_format(format, checkpoint.tokenizer) if format is not None else None
-        return cls(checkpoint, load_model_on(checkpoint, device, dtype), named)
+        runner = make_runner(
+            checkpoint, device=device, dtype=dtype, threads=threads, context=context, kv_type=kv_type, isa=isa
+        )
+        engine = Engine(runner, grammar=_grammars(checkpoint))
+        adapters = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
+        try:
+            for name, folder in adapters.items():
+                engine.add_adapter(name, Path(folder))
+        except BaseException:
+            engine.close()
+            raise
+        return cls(checkpoint, engine, named, None if isinstance(adapter, Mapping) or adapter is None else "default")
+
+    def close(self) -> None:
+        """Cancel what is under way and free the model; a second time does nothing."""
+        self.engine.close()
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def config(self) -> ModelConfig:
@@ -194,12 +217,12 @@ class Llama:
         Raises:
             ContextLengthError: the prompt does not fit the context. UsageError: an option that makes no sense.
         """
-        ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
+        ids = self._ids(prompt)
         if not ids and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id]  # nothing to continue: begin a text
         specials = set(self.tokenizer.special_tokens.values())
-        text = self._text_stream(continues=any(i not in specials for i in ids))
-        run = self._generate(ids, self.checkpoint.generation.stop_ids, (), options, text=text)
+        continues = any(i not in specials for i in ids)
+        run = self._generate(ids, self.checkpoint.generation.stop_ids, (), options, continues=continues)
         return run if stream else run.result
 
     def infill(self, prefix: str, suffix: str, *, spm: bool = False, **options: Unpack[Options]) -> Completion:
@@ -216,7 +239,7 @@ class Llama:
         gap = CodeLlamaInfill(self.tokenizer)
         stops = tuple(dict.fromkeys((*gap.stop_ids, *self.checkpoint.generation.stop_ids)))
         ids = gap.infill(prefix, suffix, spm=spm)
-        return self._generate(ids, stops, (), options, text=self._text_stream(continues=True)).result
+        return self._generate(ids, stops, (), options, continues=True).result
 
     def logits(self, prompt: str | Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after each token of a text or of token ids: float32 ``[T, V]``, row t predicting token t + 1.
@@ -224,31 +247,69 @@ class Llama:
         Raises:
             ContextLengthError: the prompt does not fit the context. UsageError: an id that is no token.
         """
-        import torch
+        return all_logits(self.engine, self._ids(prompt), adapter=self._adapter)
 
-        from qafila.generation import check_ids
-        from qafila.model.out_of_memory import memory_told
+    def score(self, text: str | Sequence[int]) -> Score:
+        """How likely a text is: the log-probability of each of its tokens, given those before it.
 
-        ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
-        if not 0 < len(ids) <= self.config.context_length:
-            raise ContextLengthError(f"{len(ids)} tokens; the context holds 1 to {self.config.context_length}")
-        check_ids(ids, self.config.vocab_size + self.config.extra_embeddings)
-        with torch.inference_mode(), memory_told(f"the logits of {len(ids)} tokens"):
-            result: npt.NDArray[np.float32] = self.model(torch.tensor([ids], device=self.model.device))[0].cpu().numpy()
-        return result
+        A text gets the BOS its checkpoint asks for, which then is the first token and has no probability itself.
 
-    def _sampling(self, options: Options) -> SamplingParams:
-        stated = self.checkpoint.generation
-        defaults = {
-            "temperature": stated.temperature if stated.temperature is not None else DEFAULT_TEMPERATURE,
-            "top_p": stated.top_p if stated.top_p is not None else DEFAULT_TOP_P,
-            "top_k": stated.top_k,
-            "min_p": stated.min_p,
-            "repetition_penalty": stated.repetition_penalty,
-        }
-        chosen = {key: options.get(key) for key in defaults}
-        values = {key: defaults[key] if chosen[key] is None else chosen[key] for key in defaults}
-        return SamplingParams(**{key: value for key, value in values.items() if value is not None})  # type: ignore[arg-type]
+        Raises:
+            ContextLengthError: the text does not fit the context. UsageError: an id that is no token.
+        """
+        ids = self._ids(text)
+        return Score(tuple(ids), tuple(log_probabilities(self.engine, ids, adapter=self._adapter).tolist()))
+
+    def likelihood(self, prompt: str | Sequence[int], continuations: Sequence[str]) -> list[Likelihood]:
+        """How likely each of a set of texts is to follow a prompt: exact, and normalised over the set.
+
+        Args:
+            prompt: text (which gets the BOS its checkpoint asks for) or token ids, at least one token.
+            continuations: texts that are not empty; each is tokenised on its own, behind the prompt.
+
+        Raises:
+            ContextLengthError: a text does not fit the context. UsageError: nothing to compare, or an empty text.
+        """
+        before = self._ids(prompt)
+        if not before:
+            raise UsageError("likelihood: the prompt has no tokens; give some text before the continuations")
+        if isinstance(continuations, str) or not continuations:
+            raise UsageError("likelihood: continuations must be a list of texts, one at least")
+        found = []
+        for text in continuations:
+            ids = self.tokenizer.encode_continuation(text)
+            if not ids:
+                raise UsageError("likelihood: a continuation is empty")
+            each = log_probabilities(self.engine, [*before, *ids], first=len(before), adapter=self._adapter)
+            found.append((text, tuple(ids), float(each.sum())))
+        totals = np.array([total for _, _, total in found])
+        shares = np.exp(totals - totals.max())
+        shares /= shares.sum()
+        return [Likelihood(*one, float(share)) for one, share in zip(found, shares, strict=True)]
+
+    def embed(
+        self, text: str | Sequence[int], *, pooling: Literal["mean", "last"] = "mean", normalise: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """A vector ``[D]`` for a text: its tokens' last hidden states, their mean or the last of them.
+
+        Args:
+            text: text (which gets the BOS its checkpoint asks for) or token ids.
+            pooling: ``mean`` or ``last``.
+            normalise: to length one.
+
+        Raises:
+            ContextLengthError: the text does not fit the context. UsageError: an option that makes no sense.
+        """
+        if pooling not in ("mean", "last"):
+            raise UsageError(f"pooling must be mean or last, not {pooling!r:.40}")
+        states_TD = hidden_states(self.engine, self._ids(text), adapter=self._adapter).astype(np.float64)
+        vector = states_TD.mean(axis=0) if pooling == "mean" else states_TD[-1]
+        length = float(np.linalg.norm(vector))
+        unit: npt.NDArray[np.float32] = (vector / length if normalise and length else vector).astype(np.float32)
+        return unit
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
 
     def _text_stream(self, *, continues: bool) -> StreamDecoder:
         """A decoder for an answer; one that ``continues`` a text keeps the space that SentencePiece drops in front.
@@ -268,58 +329,38 @@ class Llama:
         stop_strings: Sequence[str],
         options: Options,
         parse: Callable[[Sequence[int]], Message] | None = None,
-        text: StreamDecoder | None = None,
+        continues: bool = False,
     ) -> Stream:
-        from qafila.model.generate import generate
-
-        unknown = sorted(set(options) - set(Options.__annotations__))
-        if unknown:
-            raise UsageError(f"unknown option {unknown[0]!r} (there are {', '.join(Options.__annotations__)})")
-        stop = options.get("stop") or ()
-        if not isinstance(stop, str | Sequence):
-            raise UsageError(f"stop must be a string or a list of strings, not {stop!r:.40}")
-        seed = options.get("seed")
-        if seed is None:
-            seed = secrets.randbits(32)
-        run = Run(tuple(prompt_ids), seed, parse)
-        begin = partial(
-            generate,
-            self.model,
-            prompt_ids,
-            params=self._sampling(options),
-            max_tokens=options.get("max_tokens"),
-            stop_ids=stop_ids,
-            stop_strings=(*stop_strings, *((stop,) if isinstance(stop, str) else stop)),
-            text_stream=text or self.tokenizer.stream(),
-            seed=seed,
+        opt.check_names(options)
+        adapter, seed = options.get("adapter"), options.get("seed")
+        handle = self.engine.submit(
+            Request(
+                prompt_ids=tuple(prompt_ids),
+                params=opt.sampling(options, self.checkpoint.generation),
+                max_tokens=options.get("max_tokens"),
+                stop_ids=frozenset(stop_ids),
+                stop_strings=(*stop_strings, *opt.stop_strings(options)),
+                text_stream=lambda: self._text_stream(continues=continues),
+                seed=secrets.randbits(32) if seed is None else seed,
+                top_logprobs=options.get("top_logprobs") or 0,
+                grammar=opt.grammar(options),
+                adapter=self._adapter if adapter is None else adapter or None,
+            )
         )
-        begin(cache=self.model.new_cache(capacity=1))  # refuses what makes no sense now, not at the first piece
+        run = Run(handle, tuple(prompt_ids), parse)
+        return Stream(run, run.completion)
 
-        def pieces() -> Iterator[str]:
-            run.started = time.perf_counter()
-            cache = self._take_cache(prompt_ids)
-            try:
-                for token in begin(cache=cache):
-                    run.take(token)
-                    if token.text:
-                        yield token.text
-            finally:
-                run.ended = time.perf_counter()
-                self._cache, self._cached_ids = cache, [*run.prompt_ids, *run.ids][: cache.length]
 
-        return Stream(pieces(), run.completion)
+def _grammars(checkpoint: Checkpoint) -> Callable[[GrammarSpec], Callable[[], Matcher]]:
+    """Compiles grammars over the checkpoint's vocabulary, whose tables are made when the first one comes."""
 
-    def _take_cache(self, prompt_ids: Sequence[int]) -> KVCache:
-        """The KV cache, cut to what it shares with the prompt. It comes back when the stream ends.
+    @cache
+    def compiler() -> Callable[[GrammarSpec], Callable[[], Matcher]]:
+        from qafila.engine.grammar import GrammarCompiler
 
-        A stream that begins while another is under way gets a fresh one: each owns what it writes to.
-        """
-        cache, cached_ids = self._cache, self._cached_ids
-        self._cache, self._cached_ids = None, []
-        if cache is None:
-            return self.model.new_cache()
-        shared = next((at for at, (a, b) in enumerate(zip(cached_ids, prompt_ids, strict=False)) if a != b), None)
-        if shared is None:
-            shared = min(len(cached_ids), len(prompt_ids))
-        cache.truncate(min(shared, cache.length))
-        return cache
+        config = checkpoint.config
+        return GrammarCompiler(
+            checkpoint.tokenizer, stop_ids=checkpoint.generation.stop_ids, vocabulary=config.vocab_size
+        )
+
+    return lambda spec: compiler()(spec)

@@ -1,63 +1,78 @@
-"""Where a model's weights go, and in which type: the options ``device`` and ``dtype``, checked before any is read."""
+"""Which runner computes a model, and its KV cache: the options of `Llama.load`, checked before weights are read."""
 
 from __future__ import annotations
 
-import warnings
-from math import prod
-from typing import TYPE_CHECKING
+from typing import Any
 
-from qafila.errors import QafilaError, UsageError
+from qafila.config import ModelConfig
+from qafila.engine.runner import BLOCK_TOKENS, Runner
+from qafila.errors import UsageError
 from qafila.machine import this_machine
 from qafila.weights.load import Checkpoint
 
-if TYPE_CHECKING:
-    from qafila.model.llama import LlamaModel
+# Without being asked for more, a chat may grow so long, and the cache holds two of that length. Blocks cost memory when
+# they are first written.
+_DEFAULT_CONTEXT = 8192
+_DEFAULT_CHATS = 2
 
 
-def load_model_on(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> LlamaModel:
-    """The checkpoint's model on a torch device; see `qafila.Llama.load` for the two options.
+def kv_tokens(config: ModelConfig, context: int | None) -> int:
+    """Tokens that the KV cache holds: ``context``, or what a person would expect.
 
     Raises:
-        UsageError: torch is not installed, or the device or type is none that it has here.
+        UsageError: ``context`` is no number of tokens.
+    """
+    if context is None:
+        return _DEFAULT_CHATS * min(config.context_length, _DEFAULT_CONTEXT)
+    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context < 1 << 40:
+        raise UsageError(f"context must be a number of tokens, 1 or more, not {context!r:.40}")
+    return -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+def make_runner(
+    checkpoint: Checkpoint,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_type: str | None = None,
+    isa: str | None = None,
+) -> Runner:
+    """The runner of a checkpoint; see `qafila.Llama.load` for the options.
+
+    Raises:
+        UsageError: options that make no sense here, or torch is asked for and not installed.
         FormatError: the weights are not those of the configuration. QafilaError: they do not fit the memory.
     """
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise UsageError("running a model needs torch: pip install 'qafila[gpu]'") from None
-
-    from qafila.model.load import load_model
-    from qafila.model.out_of_memory import is_out_of_memory
-
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.split(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r}: torch sees no CUDA device here")
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    if name not in types:
-        raise UsageError(f"dtype {name!r}: choose from {', '.join(types)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's notes about kinds of device that it gave up
-            target = torch.device(device)
-            torch.ones(1, device=target).cpu()  # fails on a device that this torch, or this machine, does not have
-    except (RuntimeError, ImportError, AssertionError):
-        raise UsageError(f"device {device!r}: torch knows no such device here") from None
-    needed = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()) * types[name].itemsize
-    machine = this_machine()
-    if target.type == "cpu" and needed > machine.total:
-        raise QafilaError(
-            f"{checkpoint.path}: its weights take {needed / 1e9:.1f} GB as {name} and there are "
-            f"{machine.total / 1e9:.1f} GB ({machine.limited_by}); try --dtype bfloat16 or a smaller model"
-        )
-    try:
-        return load_model(
-            checkpoint.config, checkpoint.tensors, device=target, dtype=types[name], source=checkpoint.path
-        )
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise QafilaError(
-                f"{checkpoint.path}: does not fit the memory of {device!r} as {name}; `qafila info` says what it needs"
-            ) from None
-        raise
+        if dtype is not None:
+            raise UsageError(
+                f"dtype {dtype!r:.40} is for torch: add a device ('cpu', 'cuda'), or leave it out (the native engine "
+                "computes with the weights as they are stored)"
+            )
+        from qafila.engine.native_runner import NativeRunner
+
+        options: dict[str, Any] = {"threads": threads, "kv_type": kv_type, "isa": isa}
+        given = {name: value for name, value in options.items() if value is not None}
+        return NativeRunner.of(checkpoint, kv_tokens=_affordable(checkpoint, context), **given)
+    for name, value in (("threads", threads), ("kv_type", kv_type), ("isa", isa)):
+        if value is not None:
+            raise UsageError(f"{name} is for the native engine and does not go with device {device!r:.40}")
+    from qafila.engine.torch_model import load_model_on
+
+    tokens = kv_tokens(checkpoint.config, context)
+    model = load_model_on(checkpoint, device, dtype)
+    from qafila.engine.torch_runner import TorchRunner
+
+    return TorchRunner(model, num_blocks=tokens // BLOCK_TOKENS)
+
+
+def _affordable(checkpoint: Checkpoint, context: int | None) -> int:
+    """`kv_tokens`, at most what half of the free memory holds; what is asked for by number is not cut."""
+    tokens = kv_tokens(checkpoint.config, context)
+    if context is not None:
+        return tokens
+    each = checkpoint.config.kv_bytes_per_token(2)
+    most = this_machine().available // 2 // each // BLOCK_TOKENS * BLOCK_TOKENS if each else tokens
+    return min(tokens, max(most, BLOCK_TOKENS))

@@ -17,7 +17,8 @@ from qafila.cli import stdin, terminal
 from qafila.errors import ContextLengthError, QafilaError, UsageError
 
 if TYPE_CHECKING:
-    from qafila.chat.llama import Llama, Options
+    from qafila.chat.llama import Llama
+    from qafila.chat.options import Options
     from qafila.text.messages import Message
 
 HELP = """\
@@ -192,9 +193,18 @@ def command(
     top_p: opt.TopP = None,
     min_p: opt.MinP = None,
     repetition_penalty: opt.RepetitionPenalty = None,
+    presence_penalty: opt.PresencePenalty = None,
+    frequency_penalty: opt.FrequencyPenalty = None,
     stop: opt.Stop = None,
     seed: opt.Seed = None,
+    json_schema: opt.JsonSchema = None,
+    regex: opt.Regex = None,
+    grammar: opt.Grammar = None,
     format: opt.Format = None,
+    adapter: opt.Adapter = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    kv_type: opt.KvType = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     as_json: Annotated[bool, typer.Option("--json", help="With lines on a pipe: one JSON object an answer.")] = False,
@@ -214,10 +224,24 @@ def command(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         stop=stop,
         seed=seed,
+        json_schema=json_schema,
+        regex=regex,
+        grammar=grammar,
     )
-    llama = Llama.load(model, format=format, device=device, dtype=dtype)
+    llama = Llama.load(
+        model,
+        format=format,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        context=context,
+        kv_type=kv_type,
+        adapter=adapter,
+    )
     name = llama.format.name  # a model without a chat format says so before the first question
     conversation = Conversation(llama, system, options)
     if not interactive:

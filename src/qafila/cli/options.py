@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from qafila.errors import UsageError
+
 if TYPE_CHECKING:
-    from qafila.chat.llama import Options
+    from qafila.chat.options import Options
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="`default`, `hf:owner/name`, a path, or a name from `qafila models`.")
@@ -28,45 +31,48 @@ System = Annotated[str | None, typer.Option("-s", "--system", help="System promp
 Format = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="Chat format (default: the checkpoint's own).")
 ]
-Device = Annotated[str | None, typer.Option(help="torch device (default: cuda where there is one, else cpu).")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+PresencePenalty = Annotated[float | None, typer.Option(help="-2 to 2: tokens already generated become less likely.")]
+FrequencyPenalty = Annotated[float | None, typer.Option(help="-2 to 2: the same, for each time they were generated.")]
+JsonSchema = Annotated[
+    str | None, typer.Option(metavar="SCHEMA", help="The answer is JSON that matches: a schema, or a file with one.")
+]
+Regex = Annotated[str | None, typer.Option(metavar="REGEX", help="The answer matches this regular expression.")]
+Grammar = Annotated[str | None, typer.Option(metavar="FILE", help="The answer matches the Lark grammar in this file.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: one a physical core).")]
+Context = Annotated[
+    int | None, typer.Option(min=1, max=1 << 40, help="Tokens of KV cache (default: what two usual chats need).")
+]
+KvType = Annotated[str | None, typer.Option(help="Type of the KV cache: f16 or int8.")]
+Adapter = Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter (PEFT) to answer with.")]
+Device = Annotated[str | None, typer.Option(help="Compute with torch on cpu or cuda, not with the native engine.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="With --device: float32, bfloat16 or float16.")]
 
 
-def generation(
-    *,
-    max_tokens: int | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    stop: list[str] | None,
-    seed: int | None,
-) -> Options:
+def generation(*, json_schema: str | None, grammar: str | None, **given: Any) -> Options:
     """The options as `Llama` takes them, checked before a model is loaded for them.
 
     Raises:
-        UsageError: a value out of its range.
+        UsageError: a value out of its range, or a file that cannot be read.
     """
-    from qafila.sampling import SamplingParams, check_seed
+    from qafila.chat import options as opt
+    from qafila.config import GenerationConfig
+    from qafila.sampling import check_seed
 
-    sampling = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    SamplingParams(**{key: value for key, value in sampling.items() if value is not None})  # type: ignore[arg-type]
-    if seed is not None:
-        check_seed(seed)
-    return {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop,
-        "seed": seed,
-    }
+    options = cast("Options", given)
+    if json_schema is not None:
+        options["json_schema"] = json_schema if json_schema.lstrip().startswith("{") else _text(json_schema)
+    if grammar is not None:
+        options["grammar"] = _text(grammar)
+    opt.sampling(options, GenerationConfig())
+    opt.grammar(options)
+    if given.get("seed") is not None:
+        check_seed(given["seed"])
+    return options
+
+
+def _text(name: str) -> str:
+    path = Path(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{name}: is not UTF-8 text") from None

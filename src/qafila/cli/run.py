@@ -23,9 +23,18 @@ def command(
     top_p: opt.TopP = None,
     min_p: opt.MinP = None,
     repetition_penalty: opt.RepetitionPenalty = None,
+    presence_penalty: opt.PresencePenalty = None,
+    frequency_penalty: opt.FrequencyPenalty = None,
     stop: opt.Stop = None,
     seed: opt.Seed = None,
+    json_schema: opt.JsonSchema = None,
+    regex: opt.Regex = None,
+    grammar: opt.Grammar = None,
     format: opt.Format = None,
+    adapter: opt.Adapter = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    kv_type: opt.KvType = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print text, ids, log-probabilities and timing.")] = False,
@@ -46,10 +55,24 @@ def command(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         stop=stop,
         seed=seed,
+        json_schema=json_schema,
+        regex=regex,
+        grammar=grammar,
     )
-    llama = Llama.load(model, format=format, device=device, dtype=dtype)
+    llama = Llama.load(
+        model,
+        format=format,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        context=context,
+        kv_type=kv_type,
+        adapter=adapter,
+    )
     if system is not None and format is None and not llama.can_chat:
         raise UsageError("--system needs a chat format, and this model has none; name one with --format")
     if raw or (format is None and not llama.can_chat):
@@ -71,6 +94,7 @@ def command(
         "seed": result.seed,
         "usage": {
             "prompt_tokens": len(result.prompt_ids),
+            "cached_tokens": result.cached_tokens,
             "completion_tokens": len(result.ids),
             "total_tokens": len(result.prompt_ids) + len(result.ids),
         },
