@@ -67,18 +67,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """``exp`` of the mean negative log-probability; NaN for a text of one token."""
-        return math.exp(-self.total / len(self.logprobs)) if self.logprobs else math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class Likelihood:
-    """One of several continuations: its tokens, their log-probability together, and its share among all of them."""
-
-    text: str
-    ids: tuple[int, ...]
-    logprob: float
-    share: float
+        """``exp`` of the mean negative log-probability."""
+        return math.exp(-self.total / len(self.logprobs))
 
 
 class Stream:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack, overload
@@ -20,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qafila.chat import options as opt
-from qafila.chat.completion import Completion, Likelihood, Run, Score, Stream
+from qafila.chat.completion import Completion, Run, Score, Stream
 from qafila.chat.options import Options
 from qafila.config import ModelConfig
+from qafila.engine import score as scoring
 from qafila.engine.engine import Engine
-from qafila.engine.reading import all_logits, hidden_states, log_probabilities
-from qafila.engine.request import GrammarSpec, Request
-from qafila.engine.stream import Matcher
+from qafila.engine.request import Request
 from qafila.errors import ChatError, UsageError
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import CodeLlamaInfill, chat_format, detect_format
@@ -71,6 +69,7 @@ class Llama:
         kv_type: str | None = None,
         isa: str | None = None,
         adapter: str | Path | Mapping[str, str | Path] | None = None,
+        draft: str | Path | None = None,
     ) -> Llama:
         """Load a model.
 
@@ -86,18 +85,26 @@ class Llama:
             isa: instruction set of the native engine: ``portable``, ``avx2``, ``avxvnni`` or ``avx512``.
             adapter: a LoRA adapter's folder (PEFT), which answers then use; or several by name, to be chosen with the
                 option ``adapter`` of each call.
+            draft: a smaller model of the same vocabulary that guesses ahead; answers are what they are without it.
 
         Raises:
             QafilaError: the model is not there, damaged, or too large for the memory, or an option makes no sense.
         """
-        from qafila.chat.placement import make_runner
+        from qafila.chat.placement import make_engine
 
         checkpoint = open_checkpoint(resolve(str(source)))
         named = chat_format(format, checkpoint.tokenizer) if format is not None else None
-        runner = make_runner(
-            checkpoint, device=device, dtype=dtype, threads=threads, context=context, kv_type=kv_type, isa=isa
+        smaller = open_checkpoint(resolve(str(draft))) if draft is not None else None
+        engine = make_engine(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            context=context,
+            kv_type=kv_type,
+            isa=isa,
+            draft=smaller,
         )
-        engine = Engine(runner, grammar=_grammars(checkpoint))
         adapters = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
         try:
             for name, folder in adapters.items():
@@ -247,7 +254,7 @@ class Llama:
         Raises:
             ContextLengthError: the prompt does not fit the context. UsageError: an id that is no token.
         """
-        return all_logits(self.engine, self._ids(prompt), adapter=self._adapter)
+        return scoring.logits(self.engine, self._ids(prompt), adapter=self._adapter)
 
     def score(self, text: str | Sequence[int]) -> Score:
         """How likely a text is: the log-probability of each of its tokens, given those before it.
@@ -255,58 +262,42 @@ class Llama:
         A text gets the BOS its checkpoint asks for, which then is the first token and has no probability itself.
 
         Raises:
-            ContextLengthError: the text does not fit the context. UsageError: an id that is no token.
+            ContextLengthError: the text does not fit the context.
+            UsageError: fewer than two tokens, or an id that is no token.
         """
         ids = self._ids(text)
-        return Score(tuple(ids), tuple(log_probabilities(self.engine, ids, adapter=self._adapter).tolist()))
+        return Score(tuple(ids), tuple(scoring.score(self.engine, ids, adapter=self._adapter)))
 
-    def likelihood(self, prompt: str | Sequence[int], continuations: Sequence[str]) -> list[Likelihood]:
-        """How likely each of a set of texts is to follow a prompt: exact, and normalised over the set.
+    def likelihood(
+        self, prompt: str | Sequence[int], continuations: Sequence[Sequence[int] | str]
+    ) -> list[scoring.Likelihood]:
+        """How likely each of a set of texts is to follow a prompt: exact, and as shares of the whole set.
 
         Args:
             prompt: text (which gets the BOS its checkpoint asks for) or token ids, at least one token.
-            continuations: texts that are not empty; each is tokenised on its own, behind the prompt.
+            continuations: texts, each tokenised on its own behind the prompt, or token ids.
 
         Raises:
-            ContextLengthError: a text does not fit the context. UsageError: nothing to compare, or an empty text.
+            ContextLengthError: a text does not fit the context.
+            UsageError: no prompt, nothing to compare, a continuation that is empty or there twice.
         """
-        before = self._ids(prompt)
-        if not before:
-            raise UsageError("likelihood: the prompt has no tokens; give some text before the continuations")
-        if isinstance(continuations, str) or not continuations:
-            raise UsageError("likelihood: continuations must be a list of texts, one at least")
-        found = []
-        for text in continuations:
-            ids = self.tokenizer.encode_continuation(text)
-            if not ids:
-                raise UsageError("likelihood: a continuation is empty")
-            each = log_probabilities(self.engine, [*before, *ids], first=len(before), adapter=self._adapter)
-            found.append((text, tuple(ids), float(each.sum())))
-        totals = np.array([total for _, _, total in found])
-        shares = np.exp(totals - totals.max())
-        shares /= shares.sum()
-        return [Likelihood(*one, float(share)) for one, share in zip(found, shares, strict=True)]
+        if isinstance(continuations, str):
+            raise UsageError("continuations must be a list of texts, not one text")
+        return scoring.likelihood(
+            self.engine, self._ids(prompt), continuations, tokenizer=self.tokenizer, adapter=self._adapter
+        )
 
-    def embed(
-        self, text: str | Sequence[int], *, pooling: Literal["mean", "last"] = "mean", normalise: bool = True
-    ) -> npt.NDArray[np.float32]:
-        """A vector ``[D]`` for a text: its tokens' last hidden states, their mean or the last of them.
+    def embed(self, text: str | Sequence[int], *, pooling: Literal["mean", "last"] = "mean") -> npt.NDArray[np.float32]:
+        """A vector ``[D]`` of length one for a text: its tokens' last hidden states, their mean or the last of them.
 
         Args:
             text: text (which gets the BOS its checkpoint asks for) or token ids.
             pooling: ``mean`` or ``last``.
-            normalise: to length one.
 
         Raises:
             ContextLengthError: the text does not fit the context. UsageError: an option that makes no sense.
         """
-        if pooling not in ("mean", "last"):
-            raise UsageError(f"pooling must be mean or last, not {pooling!r:.40}")
-        states_TD = hidden_states(self.engine, self._ids(text), adapter=self._adapter).astype(np.float64)
-        vector = states_TD.mean(axis=0) if pooling == "mean" else states_TD[-1]
-        length = float(np.linalg.norm(vector))
-        unit: npt.NDArray[np.float32] = (vector / length if normalise and length else vector).astype(np.float32)
-        return unit
+        return scoring.embed(self.engine, self._ids(text), pooling=pooling, adapter=self._adapter)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
@@ -349,18 +340,3 @@ class Llama:
         )
         run = Run(handle, tuple(prompt_ids), parse)
         return Stream(run, run.completion)
-
-
-def _grammars(checkpoint: Checkpoint) -> Callable[[GrammarSpec], Callable[[], Matcher]]:
-    """Compiles grammars over the checkpoint's vocabulary, whose tables are made when the first one comes."""
-
-    @cache
-    def compiler() -> Callable[[GrammarSpec], Callable[[], Matcher]]:
-        from qafila.engine.grammar import GrammarCompiler
-
-        config = checkpoint.config
-        return GrammarCompiler(
-            checkpoint.tokenizer, stop_ids=checkpoint.generation.stop_ids, vocabulary=config.vocab_size
-        )
-
-    return lambda spec: compiler()(spec)

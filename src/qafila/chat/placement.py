@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from qafila.config import ModelConfig
+from qafila.engine.engine import Engine
+from qafila.engine.request import GrammarSpec, Request
 from qafila.engine.runner import BLOCK_TOKENS, Runner
+from qafila.engine.scheduler import Proposer
+from qafila.engine.stream import Matcher
 from qafila.errors import UsageError
 from qafila.machine import this_machine
 from qafila.weights.load import Checkpoint
@@ -27,6 +33,60 @@ def kv_tokens(config: ModelConfig, context: int | None) -> int:
     if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context < 1 << 40:
         raise UsageError(f"context must be a number of tokens, 1 or more, not {context!r:.40}")
     return -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+def make_engine(
+    checkpoint: Checkpoint,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_type: str | None = None,
+    isa: str | None = None,
+    draft: Checkpoint | None = None,
+) -> Engine:
+    """An engine over a checkpoint, with grammars over its vocabulary and guesses ahead; options of `qafila.Llama.load`.
+
+    Raises:
+        QafilaError: as `make_runner`; or the draft model has another vocabulary.
+    """
+    if draft is not None and draft.config.vocab_size != checkpoint.config.vocab_size:
+        raise UsageError(
+            f"draft: {draft.path} has {draft.config.vocab_size} tokens and the model "
+            f"{checkpoint.config.vocab_size}; a draft model needs the model's own vocabulary"
+        )
+    options: dict[str, Any] = {"threads": threads, "kv_type": kv_type, "isa": isa, "device": device, "dtype": dtype}
+    runner = make_runner(checkpoint, context=context, **options)
+    try:
+        small = None if draft is None else make_runner(draft, context=context, **options)
+    except BaseException:
+        runner.close()
+        raise
+    return Engine(runner, proposer=_proposer(small), grammar=_grammars(checkpoint))
+
+
+def _proposer(draft: Runner | None) -> Callable[[Request], Proposer | None]:
+    """Guesses by the draft model, or by looking up what came before."""
+    from qafila.engine.speculative import DraftModel, PromptLookup, StepCosts
+
+    if draft is not None:
+        return DraftModel(draft)
+    costs = StepCosts()
+    return lambda request: PromptLookup(costs)
+
+
+def _grammars(checkpoint: Checkpoint) -> Callable[[GrammarSpec], Callable[[], Matcher]]:
+    """Compiles grammars over the checkpoint's vocabulary, whose tables are made when the first one comes."""
+
+    @cache
+    def compiler() -> Callable[[GrammarSpec], Callable[[], Matcher]]:
+        from qafila.engine.grammar import GrammarCompiler
+
+        width = checkpoint.config.vocab_size
+        return GrammarCompiler(checkpoint.tokenizer, stop_ids=checkpoint.generation.stop_ids, vocabulary=width)
+
+    return lambda spec: compiler()(spec)
 
 
 def make_runner(

@@ -202,6 +202,7 @@ def command(
     grammar: opt.Grammar = None,
     format: opt.Format = None,
     adapter: opt.Adapter = None,
+    draft: opt.Draft = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     kv_type: opt.KvType = None,
@@ -241,6 +242,7 @@ def command(
         context=context,
         kv_type=kv_type,
         adapter=adapter,
+        draft=draft,
     )
     name = llama.format.name  # a model without a chat format says so before the first question
     conversation = Conversation(llama, system, options)

@@ -44,6 +44,9 @@ Context = Annotated[
 ]
 KvType = Annotated[str | None, typer.Option(help="Type of the KV cache: f16 or int8.")]
 Adapter = Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter (PEFT) to answer with.")]
+Draft = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="A smaller model of the same vocabulary that guesses ahead.")
+]
 Device = Annotated[str | None, typer.Option(help="Compute with torch on cpu or cuda, not with the native engine.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="With --device: float32, bfloat16 or float16.")]
 

@@ -32,6 +32,7 @@ def command(
     grammar: opt.Grammar = None,
     format: opt.Format = None,
     adapter: opt.Adapter = None,
+    draft: opt.Draft = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     kv_type: opt.KvType = None,
@@ -72,6 +73,7 @@ def command(
         context=context,
         kv_type=kv_type,
         adapter=adapter,
+        draft=draft,
     )
     if system is not None and format is None and not llama.can_chat:
         raise UsageError("--system needs a chat format, and this model has none; name one with --format")

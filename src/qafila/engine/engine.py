@@ -176,6 +176,10 @@ class Engine:
                 self._cancelled.extend(self._live)
             self._take_cancelled()
             self.runner.close()
+            # A draft model is closed with the engine that it guesses for.
+            close = getattr(self._proposer, "close", None)
+            if close is not None:
+                close()
 
     def __enter__(self) -> Engine:
         return self

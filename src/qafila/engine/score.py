@@ -58,6 +58,24 @@ def score(engine: Engine, ids: Sequence[int], *, adapter: str | None = None) -> 
     return out
 
 
+def logits(engine: Engine, ids: Sequence[int], *, adapter: str | None = None) -> Float32:
+    """Logits after each token, ``[T, V]``: all of them in memory.
+
+    Raises:
+        UsageError: no tokens, or some that the model does not have.
+        ContextLengthError: they do not fit the context or the KV cache.
+    """
+    _check(engine, ids, least=1)
+    out = []
+    with _room(engine, len(ids)) as blocks:
+        number = _adapter(engine, adapter)[0]
+        portion = min(engine.runner.max_tokens, engine.runner.max_rows)
+        for start in range(0, len(ids), portion):
+            part = ids[start : start + portion]
+            out.append(engine.runner.logits(_step([_Part(part, start, blocks)], number, range(len(part)))).copy())
+    return np.concatenate(out)
+
+
 def likelihood(
     engine: Engine,
     prompt_ids: Sequence[int],
