@@ -288,7 +288,7 @@ def test_a_draft_model_changes_no_token(llama):
 
 def test_a_draft_model_of_another_vocabulary_is_refused(llama, monkeypatch):
     other = replace(llama.checkpoint, config=llama.config.with_changes(vocab_size=1000))
-    with pytest.raises(UsageError, match="draft: .* has 1000 tokens and the model 49152"):
+    with pytest.raises(UsageError, match=r"draft: .* has 1000 tokens and the model 49152"):
         make_engine(llama.checkpoint, draft=other)
 
 
