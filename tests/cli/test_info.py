@@ -13,13 +13,14 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from qafila.cli.info import Subject, command, describe, open_subject, storable
+from qafila.cli.info import Subject, _lines, command, describe, open_subject, storable
 from qafila.errors import ConfigError, ModelNotFoundError, UsageError
 from qafila.machine import Machine
-from qafila.memory import AS_STORED
+from qafila.memory import AS_STORED, TORCH_CPU
 from qafila.presets import preset, preset_names
 from qafila.quant.dtypes import DType
 from qafila.weights.hf_write import config_to_hf
+from qafila.weights.tensor import LazyTensor
 
 BIG = Machine(1 << 50, 1 << 50, "physical memory")
 
@@ -113,12 +114,35 @@ def test_a_shorter_context_is_named_when_that_is_all_it_takes() -> None:
     assert describe(subject, machine, context=found["longest_context"], runner=AS_STORED)["fits"] is True
 
 
-def test_the_torch_runner_is_what_fits_is_about() -> None:
+def test_the_native_engine_is_what_fits_is_about() -> None:
     machine = Machine(24_000_000_000, 20_000_000_000, "physical memory")
     found = describe(Subject("llama-3-8b", "preset", preset("llama-3-8b")), machine)
+    assert found["weights_held_as"] == "stored"
+    assert found["run"]["parts"]["KV cache"] == 131_072 * 4096
+    assert found["fits"] is True
+
+
+def test_what_only_torch_runs_is_measured_so() -> None:
+    found = describe(Subject("x", "preset", preset("llama-3.2-11b-vision")), BIG)
     assert found["weights_held_as"] == "F32"
+    found = describe(
+        Subject("llama-3-8b", "preset", preset("llama-3-8b")), Machine(24 * 10**9, 20 * 10**9, "x"), runner=TORCH_CPU
+    )
     assert found["fits"] is False
     assert "weights in BF16 would need 17.0 GB and fit" in found["reason"]
+
+
+def test_types_that_are_converted_are_named(default_gguf: Path) -> None:
+    subject = open_subject(str(default_gguf))
+    assert subject.tensors is not None
+    assert describe(subject, BIG)["weights_converted"] == {}
+    shape = (64, 256)
+    change = LazyTensor(DType.Q2_K, shape, "x", lambda: None)  # type: ignore[arg-type, return-value]
+    found = describe(Subject("x", "gguf", subject.config, {"a": change}), BIG)
+    assert found["weights_converted"] == {"Q2_K": "Q8_0"}
+    assert found["run"]["parts"]["weights"] == DType.Q8_0.nbytes(shape) > found["weights_bytes"]
+    assert any("Q2_K becomes Q8_0" in text for _, text in _lines(found))
+    assert describe(subject, BIG, quant=DType.Q2_K)["weights_converted"] == {"Q2_K": "Q8_0"}
 
 
 def test_training_decides_when_it_is_asked_for() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qafila.config import ModelConfig
+from qafila.engine.native_weights import stored_as
 from qafila.errors import ModelNotFoundError, UsageError
 from qafila.memory import (
     AS_STORED,
@@ -129,20 +130,23 @@ def describe(
     batch: int = 1,
     quant: DType | None = None,
     train: TrainMethod | None = None,
-    runner: Runner = TORCH_CPU,
+    runner: Runner | None = None,
 ) -> dict[str, Any]:
     """Everything ``qafila info`` says, as plain values; byte counts are integers.
 
-    ``fits`` and ``reason`` answer what was asked: training when ``train`` is given, else running with ``runner``
-    (with ``quant``: with weights held in that type).
+    ``fits`` and ``reason`` answer what was asked: training when ``train`` is given, else running with ``runner``: by
+    default the native engine, or torch where that cannot run the model (with ``quant``: weights held in that type).
     """
     config = subject.config
     stored, types = _stored(subject, quant)
-    runner = AS_STORED if quant is not None else runner
+    if runner is None:
+        native = quant is not None or all(plan.attention != "cross" for plan in config.layers)
+        runner = AS_STORED if native else TORCH_CPU
+    converted, held = _held(subject, quant) if runner.weights is None else ({}, stored)
     run_context = context or min(_RUN_CONTEXT, config.context_length)
-    run = memory_to_run(config, stored, context=run_context, batch=batch, runner=runner)
+    run = memory_to_run(config, held, context=run_context, batch=batch, runner=runner)
     verdict = judge(run, machine, run_alternatives(config, context=run_context, batch=batch, runner=runner))
-    longest = longest_context(config, stored, machine, batch=batch, runner=runner)
+    longest = longest_context(config, held, machine, batch=batch, runner=runner)
     if not verdict.fits and 512 <= longest < run_context:
         verdict = Verdict(False, f"{judge(run, machine).reason}; a context of {longest} would fit")
     vision = vision_parameters(config, layout="huggingface" if subject.format == "hf" else "meta")
@@ -165,6 +169,7 @@ def describe(
         "context": run_context,
         "batch": batch,
         "weights_held_as": runner.weights.name if runner.weights else "stored",
+        "weights_converted": converted,
         "longest_context": longest,
         "run": _told(run, verdict),
         "train": None,
@@ -190,6 +195,22 @@ def _stored(subject: Subject, quant: DType | None) -> tuple[int, dict[str, int]]
     for tensor in subject.tensors.values():
         types[tensor.dtype.name] = types.get(tensor.dtype.name, 0) + tensor.nbytes
     return sum(types.values()), dict(sorted(types.items(), key=lambda item: -item[1]))
+
+
+def _held(subject: Subject, quant: DType | None) -> tuple[dict[str, str], int]:
+    """Which stored types the native engine converts when it loads them, to which, and the bytes it then holds."""
+    if subject.tensors is None or quant is not None:
+        dtype = quant or DType.BF16
+        kept = stored_as(dtype)
+        return {} if kept is dtype else {dtype.name: kept.name}, weight_bytes(subject.config, kept)
+    converted: dict[str, str] = {}
+    size = 0
+    for tensor in subject.tensors.values():
+        kept = stored_as(tensor.dtype)
+        size += kept.nbytes(tensor.shape)
+        if kept is not tensor.dtype:
+            converted[tensor.dtype.name] = kept.name
+    return converted, size
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
@@ -260,6 +281,9 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("KV cache", f"{found['kv_bytes_per_token']:,} bytes per token in 16 bits"))
     types = ", ".join(f"{name} {gigabytes(size)}" for name, size in found["weights_types"].items())
     lines.append(("weights", f"{gigabytes(found['weights_bytes'])} ({types})" if types else "none"))
+    if found["weights_converted"]:
+        changes = ", ".join(f"{stored} becomes {held}" for stored, held in found["weights_converted"].items())
+        lines.append(("", f"converted when loaded: {changes}; {gigabytes(found['run']['parts']['weights'])} in all"))
     batch = "" if found["batch"] == 1 else f" × {found['batch']} sequences"
     held = "" if found["weights_held_as"] == "stored" else f", weights held in {found['weights_held_as']}"
     lines.append(("to run", _sum(found["run"], f"{found['context']:,} tokens{batch}{held}")))

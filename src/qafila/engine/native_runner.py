@@ -213,7 +213,11 @@ class NativeRunner:
 def check_supported(config: ModelConfig, source: object) -> None:
     """Raise :class:`UnsupportedError` for what only the torch model runs."""
     if config.cross_attention_layers:
-        raise UnsupportedError(source, "has cross-attention to images, which the native engine does not run; use torch")
+        raise UnsupportedError(
+            source,
+            "has cross-attention to images, which the native engine does not run; torch does: --device cpu or cuda "
+            "(device= in Python), after pip install 'qafila[gpu]'",
+        )
     if config.head_dim > _MAX_HEAD_DIM:
         raise UnsupportedError(source, f"has heads of {config.head_dim}; the native engine runs up to {_MAX_HEAD_DIM}")
 
