@@ -138,6 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``QAFILA_DEBUG=1`` in the environment shows the traceback instead.
     """
     debug = os.environ.get("QAFILA_DEBUG", "") not in ("", "0")
+    given = sys.argv[1:] if argv is None else argv
+    if not any(word.startswith("--device") for word in given):
+        # NumPy's BLAS starts a thread for each processor, which takes longer than anything that is asked of it here.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):
         # A letter that a terminal cannot show, or a file name that is no text, gives a replacement, not a crash.
         if hasattr(stream, "reconfigure"):

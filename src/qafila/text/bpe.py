@@ -46,6 +46,7 @@ class ByteLevelBPE(Tokenizer):
         reference_limits: cut very long text as Meta's tokenizer does.
         ignore_merges: a piece that is a token is that token.
         roles: BOS, EOS and so on.
+        by_rank: the id of each rank's token (-1: it has none), where that is known already.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ByteLevelBPE(Tokenizer):
         reference_limits: bool,
         ignore_merges: bool,
         roles: Roles,
+        by_rank: list[int] | None = None,
     ) -> None:
         super().__init__(len(tokens), special_tokens, roles)
         if pre.pattern is None:
@@ -71,11 +73,11 @@ class ByteLevelBPE(Tokenizer):
         self._ranks, self._merges = ranks, merges
         self._reference_limits, self._ignore_merges = reference_limits, ignore_merges
         self._core = MergeCore(pre.pattern, ranks)
-        outside = self._control | set(self.added_tokens.values())
-        self._ids = {token: i for i, token in enumerate(self._tokens) if token and i not in outside}
-        by_rank = [self._ids.get(token, -1) for token in ranks]
+        if by_rank is None:
+            by_rank = [self._ids.get(token, -1) for token in ranks]
         self._by_rank = None if by_rank == list(range(len(by_rank))) else by_rank
-        self._lacking = bytes(b for b in range(256) if bytes([b]) not in self._ids)
+        known = {token for token, i in zip(ranks, by_rank, strict=True) if len(token) == 1 and i >= 0}
+        self._lacking = bytes(b for b in range(256) if bytes([b]) not in known)
         self._always = TokenFinder(self.added_tokens)
         self._asked = TokenFinder({**self.added_tokens, **special_tokens})
 
@@ -110,9 +112,10 @@ class ByteLevelBPE(Tokenizer):
     ) -> ByteLevelBPE | None:
         """A vocabulary with a list of merges, or None where the core cannot be shown to give the same ids."""
         outside = set(special_tokens.values()) | set(added_tokens.values())
-        ranks = _ranks_of(tokens, outside, merges, ignore_merges, pre) if pre.pattern is not None else None
-        if ranks is None:
+        ranked = _ranks_of(tokens, outside, merges, ignore_merges, pre) if pre.pattern is not None else None
+        if ranked is None:
             return None
+        ranks, by_rank = ranked
         return cls(
             tokens=tokens,
             special_tokens=special_tokens,
@@ -123,7 +126,14 @@ class ByteLevelBPE(Tokenizer):
             reference_limits=False,
             ignore_merges=ignore_merges,
             roles=roles,
+            by_rank=by_rank,
         )
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        """The id of every ordinary token."""
+        outside = self._control | set(self.added_tokens.values())
+        return {token: i for i, token in enumerate(self._tokens) if token and i not in outside}
 
     def _encode(self, text: str, special: bool, continuation: bool) -> list[int]:
         ids: list[int] = []
@@ -241,48 +251,49 @@ class ByteLevelBPE(Tokenizer):
         return f"a byte-level vocabulary ({self.pre.names[0]})"
 
 
-def _order_of(tokens: Sequence[bytes], outside: set[int], merges: Merges) -> tuple[list[bytes], set[bytes]] | None:
-    """`ranked_tokens` in bytes, natively where the vocabulary is an ordinary one."""
+def _order_of(ordinary: list[bytes], merges: Merges) -> tuple[list[int], list[int]] | None:
+    """`ranked_tokens` in ids, natively where the vocabulary is an ordinary one."""
     if isinstance(merges, SpelledMerges):
-        ordinary = list(tokens)
-        for i in outside:
-            ordinary[i] = b""
         found = byte_ranks(ordinary, merges)
         if found is not None:
-            return [ordinary[i] for i in found[0]], {ordinary[i] for i in found[1]}
-    spelled = {spell(token): i for i, token in enumerate(tokens) if token and i not in outside}
+            return found
+    spelled = {spell(token): i for i, token in enumerate(ordinary) if token}
     ranked = ranked_tokens(merges, spelled)
-    if ranked is None:
-        return None
-    return [tokens[spelled[text]] for text in ranked[0]], {tokens[spelled[text]] for text in ranked[1]}
+    return None if ranked is None else ([spelled[text] for text in ranked[0]], [spelled[text] for text in ranked[1]])
 
 
 def _ranks_of(
     tokens: Sequence[bytes], outside: set[int], merges: Merges, ignore_merges: bool, pre: PreTokenizer
-) -> dict[bytes, int] | None:
-    """Ranks under which tiktoken merges as ``merges`` say, or None where that cannot be shown.
+) -> tuple[dict[bytes, int], list[int]] | None:
+    """Ranks under which tiktoken merges as ``merges`` say, and each rank's id; None where that cannot be shown.
 
     ``outside`` are the ids that no ordinary text becomes.
     """
-    ranked = _order_of(tokens, outside, merges)
-    if ranked is None:
+    ordinary = list(tokens)
+    for i in outside:
+        ordinary[i] = b""
+    found = _order_of(ordinary, merges)
+    if found is None:
         return None
-    order, unbuilt = ranked
+    order, unbuilt = found[0], set(found[1])
+    built = [i for i in order if i not in unbuilt] if unbuilt else order
+    single = {token: i for i, token in enumerate(ordinary) if len(token) == 1}
+    by_rank = [*(single.get(bytes([b]), -1) for b in range(256)), *built]
     ranks = {bytes([b]): b for b in range(256)}
-    built = [token for token in order if token not in unbuilt] if unbuilt else order
-    ranks.update(zip(built, itertools.count(256)))
-    assert len(ranks) == 256 + len(built)
+    ranks.update(zip((ordinary[i] for i in built), itertools.count(256)))
     if ignore_merges:
-        known = {token: i for i, token in enumerate(tokens) if token and i not in outside}
+        known = {token: i for i, token in enumerate(ordinary) if token}
         # They come out whole or not at all, so their ranks are free, as long as tiktoken cannot build them either.
         alone = {token for token in known if token not in ranks}
         for token in sorted(alone, key=known.__getitem__):
             ranks[token] = len(ranks)
+            by_rank.append(known[token])
         used = {b for token in ranks if len(token) > 1 for b in token}
         stop = next((bytes([b]) for b in range(255, -1, -1) if b not in used), None)
         if alone and (stop is None or MergeCore(pre.pattern or "", ranks).unbuildable(alone, stop) != alone):
             return None
-    return ranks
+    assert len(ranks) == len(by_rank)
+    return ranks, by_rank
 
 
 class ByteStream(StreamDecoder):
