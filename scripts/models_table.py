@@ -55,8 +55,9 @@ Llama 3.2 90B Vision comes out 0.3% under the 88.8B its card prints.
 optimizer. By formula (stated in `src/qafila/memory.py`), good to about a quarter of their size: activations.
 
 - To run: weights as they are held, KV cache for the context and batch, one layer's activations for up to 512 tokens of
-  each sequence, the process. The PyTorch model on a CPU holds weights and cache in float32, whatever the file's type;
-  `--quant TYPE` answers for weights held in TYPE and a 16-bit cache.
+  each sequence, the process. The native engine holds weights as they are stored (types without kernels in Q8_0, which
+  `qafila info` says) and a 16-bit cache; what only PyTorch runs (Llama 3.2 Vision) is counted in float32.
+  `--quant TYPE` answers for weights held in TYPE.
 - To train: bf16 weights and gradients, AdamW with float32 master weights and moments (12 bytes for each trained
   parameter), activations recomputed layer by layer, logits of 1024 tokens at a time. `lora` trains adapters of rank 16
   on every linear layer; `qlora` keeps those layers in 4.5 bits.

@@ -21,11 +21,14 @@ from qafila.errors import ChatError, ContextLengthError, ModelNotFoundError, Qaf
 from qafila.machine import Machine
 from qafila.model.load import load_model
 from qafila.model.random_weights import random_tensors
+from qafila.quant.dtypes import DType
 from qafila.text.formats import chat_format
 from qafila.text.messages import Message
 from qafila.text.sentencepiece_bpe import SentencePieceBPE
 from qafila.text.sentencepiece_model import CONTROL, Piece, parse_model
+from qafila.weights.adapter import Adapter, LoraModule, write_adapter
 from qafila.weights.load import Checkpoint
+from qafila.weights.tensor import LazyTensor, Tensor
 
 QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
@@ -277,6 +280,32 @@ def test_a_small_cache_is_enough_for_what_fits_it(llama):
         with pytest.raises(ContextLengthError, match="112"):
             small.score([5] * 114)
         assert small.engine.stats().blocks_used == 0
+
+
+def test_adapters(llama, tmp_path):
+    rng, (name, dim) = np.random.default_rng(0), ("model.layers.5.mlp.down_proj.weight", llama.config.dim)
+
+    def tensor(*shape):
+        data = rng.normal(0, 1, shape).astype(np.float32)
+        return LazyTensor.of(Tensor(DType.F32, shape, data.reshape(-1).view(np.uint8)))
+
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        module = LoraModule(4, 0.8, 0.2, tensor(4, llama.config.ffn_dim), tensor(dim, 4))
+        write_adapter(tmp_path / folder, Adapter(4, 0.8, {name: module}, ("down_proj",)))
+    plain = llama.complete("One two", temperature=0, max_tokens=2)
+    with Llama.load(llama.checkpoint.path, adapter=tmp_path / "one") as changed:
+        one = changed.complete("One two", temperature=0, max_tokens=2)
+        assert one.logprobs != plain.logprobs
+        assert changed.complete("One two", temperature=0, max_tokens=2, adapter="").logprobs == plain.logprobs
+        assert changed.score("One two three") != llama.score("One two three")
+    several = {folder: tmp_path / folder for folder in ("one", "two")}
+    with Llama.load(llama.checkpoint.path, adapter=several) as changed:
+        assert changed.complete("One two", temperature=0, max_tokens=2).logprobs == plain.logprobs
+        assert changed.complete("One two", temperature=0, max_tokens=2, adapter="one").logprobs == one.logprobs
+        assert changed.complete("One two", temperature=0, max_tokens=2, adapter="two").logprobs != one.logprobs
+    with pytest.raises(QafilaError, match="adapter_config"):
+        Llama.load(llama.checkpoint.path, adapter=tmp_path)
 
 
 def test_a_draft_model_changes_no_token(llama):

@@ -51,6 +51,37 @@ def test_run_reads_the_prompt_from_a_pipe_and_can_continue_raw_text(default_gguf
     assert "5" in done.stdout.decode()
 
 
+def test_answers_that_must_match(default_gguf, tmp_path):
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text(
+        '{"type": "object", "properties": {"n": {"enum": [3, 5]}}, "required": ["n"], "additionalProperties": false}'
+    )
+    grammar.write_text('start: "left" | "right"')
+    for given in (schema, schema.read_text()):
+        done = qafila("run", default_gguf, "A number?", "--json-schema", given, "-n", 40, "-t", 0)
+        assert json.loads(done.stdout)["n"] in (3, 5), done
+    assert qafila("run", default_gguf, "Which way?", "--grammar", grammar).stdout.strip() in (b"left", b"right")
+    assert qafila("chat", default_gguf, "--regex", "[0-9]{3}", stdin="A number?\n").stdout.strip().isdigit()
+
+
+def test_options_of_the_engine(default_gguf, tmp_path):
+    plain = json.loads(qafila("run", default_gguf, "hi", "-n", 4, "-t", 0, "--json").stdout)
+    for options in (("--threads", 1), ("--context", 64), ("--draft", default_gguf)):
+        done = json.loads(qafila("run", default_gguf, "hi", "-n", 4, "-t", 0, "--json", *options).stdout)
+        assert (done["ids"], done["logprobs"]) == (plain["ids"], plain["logprobs"])
+    for options, words in (
+        (("--kv-type", "int3"), "kv_type 'int3'"),
+        (("--context", 16), "KV cache holds 16"),
+        (("--adapter", tmp_path), "adapter_config.json"),
+        (("--grammar", tmp_path / "none"), "none: no such file"),
+        (("--json-schema", "{oops"), "JSON schema"),
+        (("--regex", "a", "--json-schema", "{}"), "do not go together"),
+        (("--presence-penalty", 5), "presence_penalty"),
+        (("--dtype", "float32"), "dtype"),
+    ):
+        assert words in error_line(qafila("run", default_gguf, "hi", "-n", 4, *options))
+
+
 def test_chat_answers_every_line_of_a_pipe(default_gguf):
     lines = "What is the capital of Japan?\n\nAnd of Italy?\n"
     done = qafila("chat", default_gguf, "-t", 0, "-n", 24, "--json", stdin=lines)
