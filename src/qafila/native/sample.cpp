@@ -14,6 +14,11 @@
 namespace qafila {
 namespace {
 
+// Error of `sums_about` as a share of the sum of all: at most 5e-6. Scores carry 3e-7 of themselves, and their mean under
+// the softmax is at most log(vocabulary), which is 13; the power of two and 13 additions carry 1e-6.
+constexpr double kAbout = 1e-5;
+// Scores below this weigh nothing.
+constexpr double kLightest = -60;
 constexpr double kNothing = -std::numeric_limits<double>::infinity();
 
 std::pair<std::uint64_t, std::uint64_t> product(std::uint64_t a, std::uint64_t b) {
@@ -96,17 +101,29 @@ double philox_uniform(std::uint64_t seed, std::uint64_t position, std::uint64_t 
     return static_cast<double>(c0 >> 11) * 0x1p-53;
 }
 
+namespace {
+
+double added(const std::vector<float>& sums) {
+    double total = 0;
+    for (float sum : sums) total += static_cast<double>(sum);
+    return total;
+}
+
+}  // namespace
+
 double log_probability(const SamplePasses& passes, const float* logits, std::size_t vocabulary, std::int32_t id) {
     std::vector<float> maxima((vocabulary + kMaximumOf - 1) / kMaximumOf);
     passes.maxima(logits, vocabulary, maxima.data());
     const float maximum = *std::max_element(maxima.begin(), maxima.end());
-    const double log_sum = std::log(passes.sum_exp(logits, vocabulary, maximum));
+    std::vector<float> sums((vocabulary + kSumOf - 1) / kSumOf);
+    passes.sums_about(logits, vocabulary, maximum, 1, sums.data());
+    const double log_sum = std::log(added(sums));
     return static_cast<double>(logits[id]) - static_cast<double>(maximum) - log_sum;
 }
 
 struct Chooser::State {
     const SamplePasses* passes;
-    std::vector<float> maxima, values;
+    std::vector<float> maxima, values, about;
     std::vector<double> adjusted, adjusted_maxima, adjusted_values, scores;
     std::vector<Candidate> candidates, order;
     std::vector<Weighed> weighed;
@@ -161,33 +178,32 @@ struct Chooser::State {
         const bool top_k = s.top_k > 0 && s.top_k < size;
         if (!top_k && s.top_p >= 1 && s.log_min_p == kNothing) return pick_any(view, number, scale);
 
-        // The least score that the filters may leave; for top-p alone what a token must weigh to matter.
-        double least = -60;
-        std::int64_t total = 0;
-        double bar = 0;
-        if (top_k) least = std::max(least, view.score(kth_largest(view, s.top_k, buffer)));
         if (!top_k && s.top_p < 1) {
-            total = sum_runs(view, scale);
-            bar = least_mass(s.top_p, total, size, scale);
-            if (bar > 1.5) least = std::max(least, std::log((bar - 1) / scale) - 1e-6);
-        }
-        if (!(s.top_p < 1)) least = std::max(least, s.log_min_p);
-        gather(view, least);
-        if (s.top_p < 1) {
-            weigh(scale);
-            if (top_k) {
+            if (!(sharp(s.temperature) && keep_about_top_p(view, s.top_p, scale))) keep_exact_top_p(view, s.top_p, scale);
+        } else {
+            double least = s.top_p < 1 ? kLightest : std::max(kLightest, s.log_min_p);
+            if (top_k) least = std::max(least, view.score(kth_largest(view, s.top_k, buffer)));
+            gather(view, least);
+            if (s.top_p < 1) {
+                weigh(scale);
+                std::int64_t total = 0;
                 for (std::int64_t mass : masses) total += mass;
-                bar = least_mass(s.top_p, total, size, scale);
+                keep_top_p(s.top_p * static_cast<double>(total), least_mass(s.top_p, static_cast<double>(total), size, scale));
             }
-            keep_top_p(s.top_p * static_cast<double>(total), bar);
         }
         if (s.log_min_p > kNothing)
             std::erase_if(candidates, [&](const Candidate& c) { return c.score < s.log_min_p; });
         weigh(scale);
         std::int64_t sum = 0;
         for (std::int64_t mass : masses) sum += mass;
-        const double target = number * static_cast<double>(sum);
-        std::int64_t end = 0;
+        return find(number * static_cast<double>(sum), 0);
+    }
+
+    // Whether single precision can tell scores at this temperature.
+    static bool sharp(double temperature) { return temperature >= 1e-3 && temperature <= 1e3; }
+
+    // The candidate in whose weight, added up from `end` on, the target lies.
+    std::int32_t find(double target, std::int64_t end) const {
         std::size_t i = 0;
         for (; i + 1 < candidates.size(); ++i) {
             end += masses[i];
@@ -196,9 +212,34 @@ struct Chooser::State {
         return candidates[i].id;
     }
 
+    template <typename T>
+    void keep_exact_top_p(const Row<T>& row, double top_p, double scale) {
+        const double total = static_cast<double>(sum_runs(row, scale));
+        const double bar = least_mass(top_p, total, row.size, scale);
+        gather(row, least_score(bar, scale));
+        weigh(scale);
+        keep_top_p(top_p * total, bar);
+    }
+
+    // The same from a total that is known up to `kAbout`; false where that does not say which token is the last one.
+    template <typename T>
+    bool keep_about_top_p(const Row<T>& row, double top_p, double scale) {
+        const double total = sum_about(row) * scale;
+        const double bar = least_mass(top_p, total * (1 + 2 * kAbout), row.size, scale);
+        gather(row, least_score(bar, scale));
+        weigh(scale);
+        const auto [without, with] = keep_top_p(top_p * total, bar);
+        return without < top_p * total * (1 - 2 * kAbout) && with > top_p * total * (1 + 2 * kAbout);
+    }
+
+    // A score that everything of this weight exceeds.
+    static double least_score(double bar, double scale) {
+        return bar > 1.5 ? std::max(kLightest, std::log((bar - 1) / scale) - 1e-6) : kLightest;
+    }
+
     // What is lighter cannot decide about top-p; the likeliest always can.
-    static double least_mass(double top_p, std::int64_t total, std::size_t size, double scale) {
-        return std::min((1 - top_p) * static_cast<double>(total) / static_cast<double>(size), scale);
+    static double least_mass(double top_p, double total, std::size_t size, double scale) {
+        return std::min((1 - top_p) * total / static_cast<double>(size), scale);
     }
 
     template <typename T>
@@ -216,24 +257,59 @@ struct Chooser::State {
         passes->sums_adjusted(x, n, maximum, temperature, scale, run_sums.data());
     }
 
+    // Sum of exp(score), up to `kAbout`; the runs' are in `about`.
+    template <typename T>
+    double sum_about(const Row<T>& row) {
+        about.resize((row.size + kSumOf - 1) / kSumOf);
+        pass_about(row.x, row.size, row.maximum, row.temperature);
+        return added(about);
+    }
+    void pass_about(const float* x, std::size_t n, double maximum, double temperature) {
+        // At temperature 1 the log-probability has just asked for the same.
+        if (temperature != 1)
+            passes->sums_about(x, n, static_cast<float>(maximum), static_cast<float>(1 / temperature), about.data());
+    }
+    void pass_about(const double* x, std::size_t n, double maximum, double temperature) {
+        passes->sums_about_adjusted(x, n, maximum, static_cast<float>(1 / temperature), about.data());
+    }
+
     // One of all tokens: first the run of 256 that the number falls into, then the token.
     template <typename T>
     std::int32_t pick_any(const Row<T>& row, double number, double scale) {
+        if (sharp(row.temperature))
+            if (const std::int32_t id = pick_about(row, number, scale); id >= 0) return id;
         const double target = number * static_cast<double>(sum_runs(row, scale));
         std::int64_t end = 0;
         std::size_t run = 0;
         while (run + 1 < run_sums.size() && !(static_cast<double>(end + run_sums[run]) > target)) end += run_sums[run++];
+        take_run(row, run, scale);
+        return find(target, end);
+    }
+
+    // The same from sums that are known up to `kAbout`; -1 where they do not say which token it is.
+    template <typename T>
+    std::int32_t pick_about(const Row<T>& row, double number, double scale) {
+        const double total = sum_about(row), target = number * total, doubt = 3 * kAbout * total;
+        double end = 0;
+        std::size_t run = 0;
+        while (run + 1 < about.size() && !(end + static_cast<double>(about[run]) > target))
+            end += static_cast<double>(about[run++]);
+        take_run(row, run, scale);
+        for (std::size_t i = 0; i < candidates.size(); ++i) {
+            const double next = end + static_cast<double>(masses[i]) / scale;
+            if (next > target) return end + doubt < target && next - doubt > target ? candidates[i].id : -1;
+            end = next;
+        }
+        return -1;
+    }
+
+    template <typename T>
+    void take_run(const Row<T>& row, std::size_t run, double scale) {
         const std::size_t begin = run * kSumOf, stop = std::min(row.size, begin + kSumOf);
         candidates.clear();
         for (std::size_t i = begin; i < stop; ++i)
             candidates.push_back({row.score(row.x[i]), static_cast<std::int32_t>(i)});
         weigh(scale);
-        std::size_t i = 0;
-        for (; i + 1 < candidates.size(); ++i) {
-            end += masses[i];
-            if (static_cast<double>(end) > target) break;
-        }
-        return candidates[i].id;
     }
 
     // Candidates with a score of at least `least`, in order of id.
@@ -259,8 +335,9 @@ struct Chooser::State {
         passes->weigh(scores.data(), scores.size(), scale, masses.data());
     }
 
-    // Leaves the likeliest candidates until `limit` is reached, of those that weigh at least `bar`.
-    void keep_top_p(double limit, double bar) {
+    // Leaves the likeliest candidates until `limit` is reached, of those that weigh at least `bar`; what they weigh
+    // without the last of them, and with it.
+    std::pair<double, double> keep_top_p(double limit, double bar) {
         weighed.clear();
         for (std::size_t i = 0; i < candidates.size(); ++i)
             if (static_cast<double>(masses[i]) >= bar) weighed.push_back({candidates[i], masses[i]});
@@ -281,12 +358,16 @@ struct Chooser::State {
             }
         }
         std::sort(first, last, less);
-        Candidate worst = first == weighed.begin() ? first->candidate : (first - 1)->candidate;
+        // The limit lies in this range, so its first one is kept.
+        Candidate worst = first->candidate;
+        std::int64_t without = reached;
         for (; first != last && static_cast<double>(reached) < limit; ++first) {
+            without = reached;
             reached += first->mass;
             worst = first->candidate;
         }
         std::erase_if(candidates, [&](const Candidate& c) { return before(worst, c); });
+        return {static_cast<double>(without), static_cast<double>(reached)};
     }
 
     void likeliest(const float* x, std::size_t size, std::size_t count, double maximum, double log_sum,
@@ -313,7 +394,9 @@ SampleResult Chooser::choose(const float* logits, std::size_t vocabulary, const 
     state.maxima.resize((vocabulary + kMaximumOf - 1) / kMaximumOf);
     state.passes->maxima(logits, vocabulary, state.maxima.data());
     const float maximum = *std::max_element(state.maxima.begin(), state.maxima.end());
-    const double sum = state.passes->sum_exp(logits, vocabulary, maximum);
+    state.about.resize((vocabulary + kSumOf - 1) / kSumOf);
+    state.passes->sums_about(logits, vocabulary, maximum, 1, state.about.data());
+    const double sum = added(state.about);
     if (!(sum < std::numeric_limits<double>::infinity())) return SampleResult::kNotNumbers;
     const double log_sum = std::log(sum);
     const SampleSettings& s = row.settings;

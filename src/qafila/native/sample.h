@@ -20,8 +20,9 @@ struct SamplePasses {
     // The largest of each run of 16, the last run shorter; means nothing where there is a NaN.
     void (*maxima)(const float* x, std::size_t n, float* out);
     void (*maxima_adjusted)(const double* x, std::size_t n, double* out);
-    // Sum of exp(x - maximum) in single precision, added up in an order of its own; NaN where an x is NaN.
-    double (*sum_exp)(const float* x, std::size_t n, float maximum);
+    // Sum of exp((x - maximum) * inverse) over each run of 256, in single precision; NaN where an x is NaN.
+    void (*sums_about)(const float* x, std::size_t n, float maximum, float inverse, float* out);
+    void (*sums_about_adjusted)(const double* x, std::size_t n, double maximum, float inverse, float* out);
     // Weights exp((x - maximum) / temperature) * scale, rounded: their sum over each run of 256.
     void (*sums)(const float* x, std::size_t n, double maximum, double temperature, double scale, std::int64_t* out);
     void (*sums_adjusted)(const double* x, std::size_t n, double maximum, double temperature, double scale,

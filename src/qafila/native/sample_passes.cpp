@@ -5,8 +5,14 @@
 namespace qafila {
 
 const SamplePasses* portable_sample_passes() {
-    static constexpr SamplePasses passes{"portable",        portable::maxima<float>, portable::maxima<double>, portable::sum_exp,
-                                         portable::sums<float>, portable::sums<double>,   portable::weigh};
+    static constexpr SamplePasses passes{"portable",
+                                         portable::maxima<float>,
+                                         portable::maxima<double>,
+                                         portable::sums_about<float>,
+                                         portable::sums_about<double>,
+                                         portable::sums<float>,
+                                         portable::sums<double>,
+                                         portable::weigh};
     return &passes;
 }
 

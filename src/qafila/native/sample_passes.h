@@ -41,18 +41,18 @@ inline std::int64_t whole(double value) {
     return static_cast<std::int64_t>(__builtin_bit_cast(std::uint64_t, value + 0x1p52) - 0x4330000000000000u);
 }
 
-inline float exponential(float s) {
-    s = s < -80.0f ? -80.0f : s;
-    const float shifted = s * 0x1.715476p+0f + kShiftF;
-    const float n = shifted - kShiftF;
-    const float r = (s - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
-    float p = 1.0f / 5040.0f;
-    p = p * r + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
+// 2^t for t <= 0, to 2e-7; what is below -120 counts as -120. The polynomial has the least relative error of those of
+// degree 5 on [-1/2, 1/2] that give 1 at 0.
+inline float power_of_two(float t) {
+    t = t < -120.0f ? -120.0f : t;
+    const float shifted = t + kShiftF;
+    const float f = t - (shifted - kShiftF);
+    float p = 0x1.5bba14p-10f;
+    p = p * f + 0x1.3cea88p-7f;
+    p = p * f + 0x1.c6b752p-5f;
+    p = p * f + 0x1.ebf9bcp-3f;
+    p = p * f + 0x1.62e42ap-1f;
+    p = p * f + 1.0f;
     const std::uint32_t exponent = (__builtin_bit_cast(std::uint32_t, shifted) + 127) << 23;
     return p * __builtin_bit_cast(float, exponent);
 }
@@ -77,19 +77,24 @@ void maxima(const T* x, std::size_t n, T* out) {
     }
 }
 
-double sum_exp(const float* x, std::size_t n, float maximum) {
-    double sum = 0;
+template <typename T>
+void sums_about(const T* x, std::size_t n, T maximum, float inverse, float* out) {
+    const float factor = inverse * 0x1.715476p+0f;
     std::size_t begin = 0;
     for (; begin + kSumOf <= n; begin += kSumOf) {
         float lanes[32] = {};
         for (std::size_t i = 0; i < kSumOf; i += 32)
-            for (std::size_t j = 0; j < 32; ++j) lanes[j] += exponential(x[begin + i + j] - maximum);
+            for (std::size_t j = 0; j < 32; ++j)
+                lanes[j] += power_of_two(static_cast<float>(x[begin + i + j] - maximum) * factor);
         for (std::size_t half = 16; half > 0; half /= 2)
             for (std::size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-        sum += static_cast<double>(lanes[0]);
+        *out++ = lanes[0];
     }
-    for (; begin < n; ++begin) sum += static_cast<double>(exponential(x[begin] - maximum));
-    return sum;
+    if (begin < n) {
+        float sum = 0;
+        for (; begin < n; ++begin) sum += power_of_two(static_cast<float>(x[begin] - maximum) * factor);
+        *out = sum;
+    }
 }
 
 template <typename T>

@@ -10,8 +10,14 @@ namespace qafila {
 
 const SamplePasses* avx512_sample_passes() {
 #ifdef __AVX512DQ__
-    static constexpr SamplePasses passes{"avx512",        avx512::maxima<float>, avx512::maxima<double>, avx512::sum_exp,
-                                         avx512::sums<float>, avx512::sums<double>,   avx512::weigh};
+    static constexpr SamplePasses passes{"avx512",
+                                         avx512::maxima<float>,
+                                         avx512::maxima<double>,
+                                         avx512::sums_about<float>,
+                                         avx512::sums_about<double>,
+                                         avx512::sums<float>,
+                                         avx512::sums<double>,
+                                         avx512::weigh};
     return &passes;
 #else
     return nullptr;
