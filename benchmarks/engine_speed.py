@@ -263,20 +263,19 @@ def line(row: dict[str, Any]) -> str:
     """One row of the Markdown table."""
     if "skipped" in row:
         return f"| {row['measure']} | {row['model']} | | | | | skipped: {row['skipped']} |"
-    share = (
-        f" ({row['bandwidth_share']:.0%} of {row['read_bandwidth'] / 1e9:.0f} GB/s)" if "bandwidth_share" in row else ""
-    )
-    digits = 3 if row["ours"] < 1 else 1
-    met = {True: "met", False: "**missed**", None: ""}[row.get("met")]
-    goal = "" if row["goal"] is None else f"{row['goal']:g}"
-    figures = f"{row['ours']:,.{digits}f} | {row['llama.cpp']:,.{digits}f} | {row['ratio']:.2f} | {goal} | {met}"
-    return (
-        f"| {row['measure']} | {row['model']} | {figures} {row['unit'] if row['unit'] != 'tokens/s' else ''}{share} |"
-    )
+    notes = [] if row["unit"] == "tokens/s" else [row["unit"]]
+    if "bandwidth_share" in row:
+        notes.append(f"{row['bandwidth_share']:.0%} of {row['read_bandwidth'] / 1e9:.0f} GB/s")
+    notes.append({True: "met", False: "**missed**", None: ""}[row.get("met")])
+    digits = 3 if row["ours"] < 100 and row["unit"] != "tokens/s" else 1
+    figures = [row["measure"], row["model"], f"{row['ours']:,.{digits}f}", f"{row['llama.cpp']:,.{digits}f}"]
+    figures.append(f"{row['ratio']:.4f}" if "perplexity" in row["measure"] else f"{row['ratio']:.2f}")
+    figures.append("" if row["goal"] is None else f"{row['goal']:g}")
+    return f"| {' | '.join(figures)} | {'; '.join(filter(None, notes))} |"
 
 
 def main() -> None:
-    """Print the table as it grows, or JSON."""
+    """Print the table as it grows; with --json it goes to standard error, and the figures follow."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="words, comma between: rows whose measure or model has one of them")
     parser.add_argument("--quick", action="store_true", help="three rounds, no 8B, 3,000 tokens of perplexity")
@@ -299,15 +298,13 @@ def main() -> None:
     folder = options.dir or Path(tempfile.mkdtemp(prefix="qafila-speed-"))
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
+    shown = sys.stderr if options.json else sys.stdout
     try:
-        if not options.json:
-            print(
-                "| measure | model | ours | llama.cpp | ratio | goal | |\n|---|---|---:|---:|---:|---:|---|", flush=True
-            )
+        print("| measure | model | ours | llama.cpp | ratio | goal | |", file=shown)
+        print("|---|---|---:|---:|---:|---:|---|", file=shown, flush=True)
         for row in run(measures, folder, options):
             rows.append(row)
-            if not options.json:
-                print(line(row), flush=True)
+            print(line(row), file=shown, flush=True)
     finally:
         if options.dir is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -53,14 +53,19 @@ def compare(sides: dict[str, Callable[..., Any]], texts: list[list[int]]) -> dic
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder) / "logits.npy")
         for ids in texts:
-            found: dict[str, np.ndarray] = {}
+            found = {}
             for name, ask in sides.items():
                 ask(call="logits", ids=ids, to=target)
-                found[name] = log_softmax(np.load(target))
-            reference = found["reference"]
-            probabilities = np.exp(reference)
-            for name, logs in found.items():
-                loss[name] -= float(np.take_along_axis(logs[:-1], np.array(ids[1:])[:, None], -1).sum())
-                divergence[name] += float((probabilities * (reference - logs)).sum(-1)[:-1].sum())
+                found[name] = np.load(target)
+            following = np.array(ids[1:])
+            # A few rows at a time: float64 of a whole window would go through memory again and again.
+            for begin in range(0, len(following), 64):
+                rows = slice(begin, min(begin + 64, len(following)))
+                logs = {name: log_softmax(logits[rows]) for name, logits in found.items()}
+                reference = logs["reference"]
+                probabilities = np.exp(reference)
+                for name, mine in logs.items():
+                    loss[name] -= float(np.take_along_axis(mine, following[rows, None], -1).sum())
+                    divergence[name] += float((probabilities * (reference - mine)).sum())
             count += len(ids) - 1
     return {name: {"perplexity": math.exp(loss[name] / count), "kl": divergence[name] / count} for name in sides}
