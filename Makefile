@@ -77,6 +77,7 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt $(NATIVE)
 	@printf 'cmake_minimum_required(VERSION 3.20)\n' > $(VENV)/version.cmake
 	@cmake -P $(VENV)/version.cmake > /dev/null 2>&1 || $(PIP) cmake ninja
 	@$(PIP) --no-build-isolation --editable .
+	@$(PYTHON) -m compileall -q src/qafila
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from qafila.chat import options as opt
 from qafila.chat.completion import Completion, Run, Score, Stream
 from qafila.chat.options import Options
 from qafila.config import ModelConfig
-from qafila.engine import score as scoring
 from qafila.engine.engine import Engine
 from qafila.engine.request import Request
 from qafila.errors import ChatError, UsageError
@@ -32,6 +31,9 @@ from qafila.text.messages import Message, ToolSchema
 from qafila.text.tokenizer import StreamDecoder, Tokenizer
 from qafila.weights.hub import resolve
 from qafila.weights.load import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from qafila.engine.score import Likelihood
 
 __all__ = ["Llama", "Options"]
 
@@ -254,6 +256,8 @@ class Llama:
         Raises:
             ContextLengthError: the prompt does not fit the context. UsageError: an id that is no token.
         """
+        from qafila.engine import score as scoring
+
         return scoring.logits(self.engine, self._ids(prompt), adapter=self._adapter)
 
     def score(self, text: str | Sequence[int]) -> Score:
@@ -265,12 +269,12 @@ class Llama:
             ContextLengthError: the text does not fit the context.
             UsageError: fewer than two tokens, or an id that is no token.
         """
+        from qafila.engine import score as scoring
+
         ids = self._ids(text)
         return Score(tuple(ids), tuple(scoring.score(self.engine, ids, adapter=self._adapter)))
 
-    def likelihood(
-        self, prompt: str | Sequence[int], continuations: Sequence[Sequence[int] | str]
-    ) -> list[scoring.Likelihood]:
+    def likelihood(self, prompt: str | Sequence[int], continuations: Sequence[Sequence[int] | str]) -> list[Likelihood]:
         """How likely each of a set of texts is to follow a prompt: exact, and as shares of the whole set.
 
         Args:
@@ -283,6 +287,8 @@ class Llama:
         """
         if isinstance(continuations, str):
             raise UsageError("continuations must be a list of texts, not one text")
+        from qafila.engine import score as scoring
+
         return scoring.likelihood(
             self.engine, self._ids(prompt), continuations, tokenizer=self.tokenizer, adapter=self._adapter
         )
@@ -297,6 +303,8 @@ class Llama:
         Raises:
             ContextLengthError: the text does not fit the context. UsageError: an option that makes no sense.
         """
+        from qafila.engine import score as scoring
+
         return scoring.embed(self.engine, self._ids(text), pooling=pooling, adapter=self._adapter)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,10 +17,12 @@ from qafila.machine import this_machine, usable_cores
 from qafila.native import _native
 from qafila.parameters import layer_shapes
 from qafila.quant.codec import dequantise
-from qafila.weights.adapter import LoraModule, read_adapter
 from qafila.weights.check import check_tensors
 from qafila.weights.load import Checkpoint
 from qafila.weights.tensor import LazyTensor
+
+if TYPE_CHECKING:
+    from qafila.weights.adapter import LoraModule
 
 KVType = Literal["f16", "int8"]
 
@@ -173,6 +175,8 @@ class NativeRunner:
         Raises:
             QafilaError: it is damaged, made for another model, or of a kind that is not applied unmerged.
         """
+        from qafila.weights.adapter import read_adapter
+
         adapter = read_adapter(path)
         if adapter.dora:
             raise UnsupportedError(path, "is a DoRA adapter, which cannot be applied unmerged; merge it first")
