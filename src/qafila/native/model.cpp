@@ -66,12 +66,17 @@ void Model::pack_rows(const Matrix& matrix, const std::uint8_t* rows, bool mappe
             if (begin >= job.panels) return;
             const std::size_t end = std::min(job.panels, begin + job.step);
             pack(job.matrix.type, job.rows, job.matrix.rows, job.matrix.columns, begin, end, job.matrix.panels);
+            if (!job.mapped) continue;
+            // A vocabulary's rows all at once would be the most memory that a load ever takes.
+            const std::size_t first = begin * kPanelRows, last = std::min(job.matrix.rows, end * kPanelRows);
+            drop_pages(job.rows + first * job.width, (last - first) * job.width);
         }
     };
     if (job.panels <= step)
         work(&job, 0);
     else
         team.run(work, &job);
+    // Pages that two pieces share, and those that came along with others.
     if (mapped) drop_pages(rows, matrix.rows * job.width);
 }
 
