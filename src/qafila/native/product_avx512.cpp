@@ -179,8 +179,8 @@ constexpr int kGroup = 4;
 constexpr int kPrefetchTokens = 5;
 constexpr std::size_t kPrefetchBytes = 2048;
 
-// For the fewest tokens memory is the limit, and a core reads a quarter more from four places than from one, if each is
-// long enough for the prefetcher to get going. Panels that lie side by side are too near: they share pages.
+// For the fewest tokens memory is the limit. On a Zen 4 one token's product is about a quarter faster from four places
+// than from one if each is long enough, but slower than from one where the four panels lie side by side.
 constexpr std::size_t kWide = 4;
 constexpr std::size_t kWideBytes = 40 * 1024;
 
