@@ -3,8 +3,8 @@
 Every thread multiplies a matrix of its own. Up to 16 tokens meet weights far larger than the caches (``--megabytes``
 together), in turns with a plain read loop over as many bytes; more tokens meet the shape as it is. GB/s of packed
 weights and GOP/s (two for each weight and token) of all threads together, medians of the rounds; what a call costs
-besides the product (it copies its weights) is measured and subtracted. Wall-clock time: on a machine that others use the
-figures mean little, the ratios included.
+besides the product (it copies its weights) is measured and subtracted. Wall-clock time: on a machine that
+others use the figures mean little, the ratios included.
 
     python benchmarks/products.py [--isa NAME ...] [--types Q4_0 ...] [--tokens 1 8 512] [--shapes 576x1536 ...]
                                   [--threads T] [--rounds R] [--megabytes M] [--json]
