@@ -46,13 +46,22 @@ def check_ids(prompt_ids: Sequence[int], rows: int) -> None:
 
 
 class StoppingText:
-    """Decoded text with stop strings taken out: what may be the start of one is held back."""
+    """Decoded text with stop strings taken out: what may be the start of one is held back.
+
+    Attributes:
+        stopped_by: the stop string that came, if one did.
+    """
 
     def __init__(self, stream: TextStream | None, stop_strings: Sequence[str]) -> None:
         self._stream = stream
         self._stop_strings = tuple(stop_strings)
         self._held = ""
-        self.stopped = False
+        self.stopped_by: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.stopped_by is not None
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Text to show now, and whether a stop string has come."""
@@ -70,11 +79,12 @@ class StoppingText:
 
     def _take(self, new: str) -> str:
         text = self._held + new
-        found = [at for at in (text.find(stop) for stop in self._stop_strings) if at >= 0]
+        found = [(at, stop) for stop in self._stop_strings if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            # Of those that begin at the same place, the one named first.
+            at, self.stopped_by = min(found, key=lambda pair: pair[0])
             self._held = ""
-            return text[: min(found)]
+            return text[:at]
         held = max((_overlap(text, stop) for stop in self._stop_strings), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

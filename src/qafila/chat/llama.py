@@ -226,7 +226,7 @@ class Llama:
         Raises:
             ContextLengthError: the prompt does not fit the context. UsageError: an option that makes no sense.
         """
-        ids = self._ids(prompt)
+        ids = self.prompt_ids(prompt)
         if not ids and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id]  # nothing to continue: begin a text
         specials = set(self.tokenizer.special_tokens.values())
@@ -258,7 +258,7 @@ class Llama:
         """
         from qafila.engine import score as scoring
 
-        return scoring.logits(self.engine, self._ids(prompt), adapter=self._adapter)
+        return scoring.logits(self.engine, self.prompt_ids(prompt), adapter=self._adapter)
 
     def score(self, text: str | Sequence[int]) -> Score:
         """How likely a text is: the log-probability of each of its tokens, given those before it.
@@ -271,7 +271,7 @@ class Llama:
         """
         from qafila.engine import score as scoring
 
-        ids = self._ids(text)
+        ids = self.prompt_ids(text)
         return Score(tuple(ids), tuple(scoring.score(self.engine, ids, adapter=self._adapter)))
 
     def likelihood(self, prompt: str | Sequence[int], continuations: Sequence[Sequence[int] | str]) -> list[Likelihood]:
@@ -290,7 +290,7 @@ class Llama:
         from qafila.engine import score as scoring
 
         return scoring.likelihood(
-            self.engine, self._ids(prompt), continuations, tokenizer=self.tokenizer, adapter=self._adapter
+            self.engine, self.prompt_ids(prompt), continuations, tokenizer=self.tokenizer, adapter=self._adapter
         )
 
     def embed(self, text: str | Sequence[int], *, pooling: Literal["mean", "last"] = "mean") -> npt.NDArray[np.float32]:
@@ -305,12 +305,13 @@ class Llama:
         """
         from qafila.engine import score as scoring
 
-        return scoring.embed(self.engine, self._ids(text), pooling=pooling, adapter=self._adapter)
+        return scoring.embed(self.engine, self.prompt_ids(text), pooling=pooling, adapter=self._adapter)
 
-    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Ids of a text, with the BOS that the checkpoint asks for; ids as they are."""
         return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
 
-    def _text_stream(self, *, continues: bool) -> StreamDecoder:
+    def text_stream(self, *, continues: bool) -> StreamDecoder:
         """A decoder for an answer; one that ``continues`` a text keeps the space that SentencePiece drops in front.
 
         Meta's reference does it so for infilling too (``Tokenizer.decode_infilling``): a character goes before.
@@ -339,7 +340,7 @@ class Llama:
                 max_tokens=options.get("max_tokens"),
                 stop_ids=frozenset(stop_ids),
                 stop_strings=(*stop_strings, *opt.stop_strings(options)),
-                text_stream=lambda: self._text_stream(continues=continues),
+                text_stream=lambda: self.text_stream(continues=continues),
                 seed=secrets.randbits(32) if seed is None else seed,
                 top_logprobs=options.get("top_logprobs") or 0,
                 grammar=opt.grammar(options),

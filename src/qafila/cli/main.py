@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("qafila.cli.chat", "Talk with a model; lines on a pipe are answered one by one."),
     "run": ("qafila.cli.run", "Answer or continue one prompt."),
     "info": ("qafila.cli.info", "Parameters, memory, and whether a model fits in this machine."),
+    "serve": ("qafila.cli.serve", "An OpenAI-compatible API and a chat page."),
     "bench": ("qafila.cli.bench", "How fast a model is on this machine."),
     "tokenize": ("qafila.cli.tokenize", "Text to token ids, and back."),
     "pull": ("qafila.cli.pull", "Fetch a model into the model cache."),

@@ -22,6 +22,7 @@ class Handle:
         request: what was asked.
         seed: the seed that was used, drawn if the request gave none.
         finish_reasons: one for each answer, None while it is under way.
+        stop_strings: one for each answer, the stop string that ended it if one did.
         error: what failed, if an answer ended with ``error``; iterating raises it after the tokens that came before.
     """
 
@@ -29,6 +30,7 @@ class Handle:
         self.request = request
         self.seed = seed
         self.finish_reasons: list[EndReason | None] = [None] * request.n
+        self.stop_strings: list[str | None] = [None] * request.n
         self.error: QafilaError | None = None
         self._engine = engine
         self._tokens: deque[Token] = deque()
@@ -45,6 +47,15 @@ class Handle:
     def usage(self) -> Usage:
         """Tokens so far; the prompt is counted once for all answers."""
         return Usage(len(self.request.prompt_ids), self._cached, self._generated)
+
+    def take(self) -> list[Token]:
+        """The tokens that wait to be taken, without driving the engine: for who has a thread of his own for that."""
+        tokens = []
+        while True:
+            try:
+                tokens.append(self._tokens.popleft())
+            except IndexError:
+                return tokens
 
     def cancel(self) -> None:
         """End all answers that are under way, at the latest after the step that is running now."""

@@ -108,5 +108,6 @@ class Stream(Answer):
                     stopped = text.stopped
                 if stopped:
                     reason = "stop_string"
+                    self.handle.stop_strings[self._index] = text.stopped_by
         self.handle._put(Token(id, sampled.logprob, piece, sampled.top, self._index, reason))
         return reason is None

@@ -1,0 +1,305 @@
+"""`LocalClient`: a `ChatClient` over the engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qafila.chat import options as opt
+from qafila.chat.answer import Answer, token_text
+from qafila.chat.client import (
+    Abilities,
+    ChatRequest,
+    Embedded,
+    Event,
+    Generation,
+    Pooling,
+    PromptRequest,
+    Started,
+    TokenInfo,
+    Usage,
+)
+from qafila.chat.options import Options
+from qafila.chat.pump import Pump
+from qafila.engine.handle import Handle
+from qafila.engine.request import GrammarSpec, Request
+from qafila.errors import ChatError, UsageError
+from qafila.text.call_stream import CallStream
+from qafila.text.messages import Message, ToolSchema
+from qafila.text.tool_grammar import call_grammar
+
+if TYPE_CHECKING:
+    from qafila.chat.llama import Llama
+
+T = TypeVar("T")
+_OPTIONS = tuple(field.name for field in fields(Generation) if field.name in Options.__annotations__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A request under way, and what makes events of one of its answers' tokens."""
+
+    handle: Handle
+    calls: Callable[[], CallStream | None]
+
+
+class LocalClient:
+    """Answers out of an engine in this process.
+
+    Args:
+        llama: the model; `close` leaves it open.
+        name: what the client is called.
+        adapter: the engine's adapter that answers use; None for none.
+        pump: drives the engine; by default one of its own, which `close` ends.
+    """
+
+    def __init__(self, llama: Llama, name: str, *, adapter: str | None = None, pump: Pump | None = None) -> None:
+        self._llama = llama
+        self._name = name
+        self._adapter = adapter
+        self._own_pump = pump is None
+        self._pump = pump or Pump(llama.engine)
+        # Rendering and compiling grammars keep no other request waiting; more threads would only share the processors.
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="qafila-prepare")
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._name
+
+    @property
+    def llama(self) -> Llama:
+        """The model behind it."""
+        return self._llama
+
+    @property
+    def abilities(self) -> Abilities:
+        """Everything that its model can do."""
+        chats = self._llama.can_chat
+        tools = chats and self._llama.format.call_style is not None
+        return Abilities(tools=tools, infills=self._infill() is not None)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and answer together: the model's context, or what the KV cache holds if that is less."""
+        engine = self._llama.engine
+        from qafila.engine.runner import BLOCK_TOKENS
+
+        return min(self._llama.config.context_length, engine.pool.num_blocks * BLOCK_TOKENS)
+
+    async def chat(self, request: ChatRequest) -> AsyncIterator[Event]:
+        """Answer a conversation; see `ChatClient.chat`."""
+        async for event in self._events(lambda: self._submit_chat(request), request.generation):
+            yield event
+
+    async def complete(self, request: PromptRequest) -> AsyncIterator[Event]:
+        """Continue a text, or fill the gap before ``suffix``."""
+        async for event in self._events(lambda: self._submit_prompt(request), request.generation):
+            yield event
+
+    async def score(self, prompt: str | Sequence[int], top: int = 0) -> list[TokenInfo]:
+        """The tokens of a text with their log-probabilities, NaN for the first; ``top`` must be 0.
+
+        Raises:
+            UsageError: likeliest tokens are asked for: they are told of generated tokens alone.
+        """
+        if top:
+            raise UsageError("logprobs of the prompt name no other tokens: ask for 0 of them, or leave echo out")
+        return await self._prepare(lambda: self._score(prompt))
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean") -> Embedded:
+        """A vector a text."""
+        ids = [self._llama.prompt_ids(text) for text in texts]
+        vectors = []
+        for text in ids:
+            vector = await self._prepare(lambda text=text: self._llama.embed(text, pooling=pooling))  # type: ignore[misc]
+            vectors.append(tuple(map(float, vector)))
+        return Embedded(tuple(vectors), sum(map(len, ids)))
+
+    async def count(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> int:
+        """Tokens of the prompt that `chat` would make of a conversation."""
+        return len(await self._prepare(lambda: self._llama.format.render(messages, tools=tools).ids))
+
+    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text, without BOS."""
+        return await self._prepare(lambda: self._llama.tokenizer.encode(text, special=special))
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return self._llama.tokenizer.decode(ids)
+
+    async def close(self) -> None:
+        """Cancel what is under way here; the model stays open."""
+        if self._own_pump:
+            await asyncio.to_thread(self._pump.close)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # Making requests. In a thread of the pool.
+
+    def _submit_chat(self, request: ChatRequest) -> _Submitted:
+        chat = self._llama.format
+        tools = request.tools if request.tool_mode != "none" else ()
+        if request.tool_mode == "required" and not tools:
+            raise ChatError("tool_choice: a call is required, and there are no tools")
+        names = _names(request, tools)
+        rendered = chat.render(request.messages, tools=tools)
+        generation, style = request.generation, chat.call_style
+        grammar, calls = generation.answer, _no_calls
+        if tools:
+            if style is None:
+                raise ChatError(f"tools: format {chat.name} has no tool calls; leave tools out or choose another model")
+            text = call_grammar(
+                tools,
+                style,
+                choice="required" if request.tool_mode == "required" else "auto",
+                names=names,
+                parallel=request.parallel_tool_calls,
+                answer=_answer_schema(grammar),
+            )
+            grammar = GrammarSpec("lark", text)
+
+            def calls() -> CallStream:
+                return CallStream(style, call_id=_call_id)
+
+        stops = tuple(dict.fromkeys((*chat.stop_ids, *self._llama.checkpoint.generation.stop_ids)))
+        handle = self._submit(rendered.ids, generation, stops, chat.stop_strings, grammar, continues=False)
+        return _Submitted(handle, calls)
+
+    def _submit_prompt(self, request: PromptRequest) -> _Submitted:
+        llama, generation = self._llama, request.generation
+        stops = tuple(llama.checkpoint.generation.stop_ids)
+        if request.suffix is not None:
+            gap = self._infill()
+            if gap is None:
+                raise ChatError("suffix: the model has no infill tokens; leave it out")
+            if not isinstance(request.prompt, str):
+                raise ChatError("suffix: it goes with a prompt that is text")
+            ids, stops, continues = gap.infill(request.prompt, request.suffix), (*gap.stop_ids, *stops), True
+        else:
+            ids = llama.prompt_ids(request.prompt)
+            if not ids and llama.tokenizer.bos_id is not None:
+                ids = [llama.tokenizer.bos_id]  # nothing to continue: begin a text
+            specials = set(llama.tokenizer.special_tokens.values())
+            continues = any(i not in specials for i in ids)
+        return _Submitted(self._submit(ids, generation, stops, (), generation.answer, continues=continues), _no_calls)
+
+    def _submit(
+        self,
+        ids: Sequence[int],
+        generation: Generation,
+        stop_ids: Sequence[int],
+        stop_strings: Sequence[str],
+        grammar: GrammarSpec | None,
+        *,
+        continues: bool,
+    ) -> Handle:
+        llama = self._llama
+        options: Any = {name: getattr(generation, name) for name in _OPTIONS}
+        return llama.engine.submit(
+            Request(
+                prompt_ids=tuple(ids),
+                params=opt.sampling(options, llama.checkpoint.generation),
+                max_tokens=generation.max_tokens,
+                stop_ids=frozenset(stop_ids),
+                stop_strings=(*stop_strings, *generation.stop),
+                text_stream=lambda: llama.text_stream(continues=continues),
+                seed=secrets.randbits(32) if generation.seed is None else generation.seed,
+                n=generation.n,
+                top_logprobs=generation.logprobs or 0,
+                grammar=grammar,
+                priority=generation.priority,
+                adapter=self._adapter,
+                tenant=generation.tenant,
+            )
+        )
+
+    def _infill(self) -> Any:
+        from qafila.text.formats import CodeLlamaInfill
+
+        try:
+            return CodeLlamaInfill(self._llama.tokenizer)
+        except ChatError:
+            return None
+
+    def _score(self, prompt: str | Sequence[int]) -> list[TokenInfo]:
+        tokenizer = self._llama.tokenizer
+        ids = self._llama.prompt_ids(prompt)
+        logprobs = self._llama.score(ids).logprobs if len(ids) > 1 else ()
+        return [
+            TokenInfo(i, token_text(tokenizer, i), tokenizer.token_bytes(i), logprob)
+            for i, logprob in zip(ids, (math.nan, *logprobs), strict=True)
+        ]
+
+    # Running them. In the event loop.
+
+    async def _prepare(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def _events(self, submit: Callable[[], _Submitted], generation: Generation) -> AsyncIterator[Event]:
+        started = time.perf_counter()
+        future: Future[_Submitted] = self._pool.submit(submit)
+        try:
+            submitted = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            # It may be submitted all the same, by now or in a moment.
+            future.add_done_callback(_drop)
+            raise
+        handle = submitted.handle
+        try:
+            yield Started(len(handle.request.prompt_ids))
+            answers = [
+                Answer(i, self._llama.tokenizer, calls=submitted.calls(), logprobs=generation.logprobs is not None)
+                for i in range(generation.n)
+            ]
+            subscription = self._pump.watch(handle)
+            first = 0.0
+            while tokens := await subscription.take():
+                first = first or time.perf_counter()
+                for token in tokens:
+                    number = token.answer
+                    for event in answers[number].push(token, lambda number=number: handle.stop_strings[number]):  # type: ignore[misc]
+                        yield event
+            usage = handle.usage
+            now = time.perf_counter()
+            yield Usage(usage.prompt, usage.cached, usage.generated, (first or now) - started, now - started)
+        finally:
+            if not handle.finished:
+                handle.cancel()
+
+
+def _drop(future: Future[_Submitted]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().handle.cancel()
+
+
+def _no_calls() -> None:
+    return None
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _names(request: ChatRequest, tools: Sequence[ToolSchema]) -> frozenset[str] | None:
+    known = {tool.name for tool in tools}
+    unknown = sorted((request.tool_names or frozenset()) - known) if tools else []
+    if unknown:
+        raise ChatError(f"tool_choice: there is no tool {unknown[0]!r:.80} among tools")
+    return request.tool_names
+
+
+def _answer_schema(grammar: GrammarSpec | None) -> str | None:
+    """What an answer that is no call must match, as a JSON schema."""
+    if grammar is None:
+        return None
+    if grammar.kind == "json_object":
+        return '{"type": "object"}'
+    if grammar.kind == "json_schema":
+        return grammar.text
+    raise ChatError(f"tools and a {grammar.kind} grammar do not go together; give one of them")

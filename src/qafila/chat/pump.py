@@ -1,0 +1,123 @@
+"""A thread that drives an engine for coroutines: each step's tokens reach their event loop in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+
+from qafila.engine.engine import Engine
+from qafila.engine.handle import Handle
+from qafila.engine.request import Token
+
+
+class Subscription:
+    """The tokens of one request, for one coroutine. Made by `Pump.watch`."""
+
+    def __init__(self, handle: Handle, loop: asyncio.AbstractEventLoop) -> None:
+        self.handle = handle
+        self.loop = loop
+        self._tokens: deque[Token] = deque()
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def take(self) -> list[Token]:
+        """The next tokens, at least one; none at the end.
+
+        Raises:
+            QafilaError: the request failed; the tokens before were given.
+        """
+        while not self._tokens and not self._ended:
+            self._waiter = self.loop.create_future()
+            await self._waiter
+        if self._tokens:
+            tokens = list(self._tokens)
+            self._tokens.clear()
+            return tokens
+        if self.handle.error is not None:
+            raise self.handle.error
+        return []
+
+    def deliver(self, tokens: list[Token], ended: bool) -> None:
+        """Called in the loop's thread."""
+        self._tokens.extend(tokens)
+        self._ended = self._ended or ended
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class Pump:
+    """Steps an engine as long as somebody waits for tokens; the thread sleeps otherwise.
+
+    Args:
+        engine: whose requests are handed out; it is not closed here.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._watched: list[Subscription] = []
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, handle: Handle) -> Subscription:
+        """Hand out a request's tokens in the running event loop from now on."""
+        subscription = Subscription(handle, asyncio.get_running_loop())
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the pump is closed")
+            self._watched.append(subscription)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="qafila-engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return subscription
+
+    def close(self) -> None:
+        """Cancel what is watched, hand out the ends and stop the thread; a second time does nothing."""
+        with self._changed:
+            self._closing = True
+            for subscription in self._watched:
+                subscription.handle.cancel()
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._watched and not self._closing:
+                    self._changed.wait()
+                if not self._watched:
+                    return
+                watched = list(self._watched)
+            self._engine.step()
+            self._hand_out(watched)
+
+    def _hand_out(self, watched: list[Subscription]) -> None:
+        news: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, list[Token], bool]]] = {}
+        ended = []
+        for subscription in watched:
+            # In this order: what is finished now has put all its tokens there.
+            finished = subscription.handle.finished
+            tokens = subscription.handle.take()
+            if tokens or finished:
+                news.setdefault(subscription.loop, []).append((subscription, tokens, finished))
+            if finished:
+                ended.append(subscription)
+        for loop, items in news.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, items)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                for subscription, _, _ in items:
+                    subscription.handle.cancel()
+        if ended:
+            with self._changed:
+                self._watched = [subscription for subscription in self._watched if subscription not in ended]
+
+
+def _deliver(items: list[tuple[Subscription, list[Token], bool]]) -> None:
+    for subscription, tokens, ended in items:
+        subscription.deliver(tokens, ended)

@@ -1,0 +1,69 @@
+"""Servers to talk to: one on a real port with the default model, and applications over scripted clients."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from scripted_client import ScriptedClient
+
+from qafila.chat.client import ChatClient
+from qafila.server.app import create_app
+from qafila.server.local_models import local_entry
+from qafila.server.models import Entry, Models
+from qafila.server.service import Service
+
+
+def entry_of(client: ChatClient, name: str = "scripted") -> Entry:
+    """A registered model that is already open."""
+
+    async def load() -> ChatClient:
+        return client
+
+    return Entry(name, name, load)
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Serve an application on a free port of this machine; its base URL."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+            assert thread.is_alive(), "the server did not start"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def base_url(default_gguf) -> Iterator[str]:
+    """A server with the default model as ``default``."""
+    with serving(create_app(Service(Models({"default": local_entry("default", default_gguf, {"threads": 1})})))) as url:
+        yield url
+
+
+@pytest.fixture
+def scripted() -> Callable[..., tuple[httpx.AsyncClient, ScriptedClient]]:
+    """Makes a client of an application over a `ScriptedClient` called ``scripted``, without a socket between."""
+
+    def make(*args: Any, **kwargs: Any) -> tuple[httpx.AsyncClient, ScriptedClient]:
+        client = ScriptedClient(*args, **kwargs)
+        app = create_app(Service(Models({"scripted": entry_of(client)})))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1"), client
+
+    return make
