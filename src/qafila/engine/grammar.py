@@ -234,17 +234,22 @@ def _no_constant(name: str) -> object:
 
 
 def _checked_lark(text: str) -> str:
+    """The grammar, its embedded schemas checked and their white space bounded."""
     if len(_RULE.findall(text)) > MAX_RULES:
         raise UsageError(f"Lark grammar: more than {MAX_RULES} rules are too many")
-    for found in _EMBEDDED.finditer(text):
+    pieces, position = [], 0
+    while found := _EMBEDDED.search(text, position):
         try:
-            schema, _ = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text, found.end())
+            schema, end = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text, found.end())
         except RecursionError:
             raise UsageError("JSON schema: it is nested too deeply") from None
         except ValueError as error:
             raise UsageError(f"Lark grammar: what follows %json is no JSON ({error})") from None
         check_schema(schema)
-    return text
+        bounded = {"x-guidance": {"whitespace_pattern": _WHITESPACE}, **schema}
+        pieces += [text[position : found.end()], json.dumps(bounded)]
+        position = end
+    return "".join(pieces) + text[position:]
 
 
 def _one_line(error: str) -> str:

@@ -6,11 +6,15 @@ import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qafila.errors import ChatError
 from qafila.text.messages import Message, ToolSchema
 from qafila.text.tokenizer import Tokenizer
 from qafila.text.tools import parse_tool_calls
+
+if TYPE_CHECKING:
+    from qafila.text.tool_grammar import CallStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,16 @@ class ChatFormat(ABC):
     def stop_strings(self) -> tuple[str, ...]:
         """Text that ends an answer, for formats whose end is not a token."""
         return ()
+
+    @property
+    def call_style(self) -> CallStyle | None:
+        """How the model writes tool calls; None where the format has no tools."""
+        return None
+
+    @property
+    def call_token(self) -> str | None:
+        """The special token that calls of tools begin with, where there is one."""
+        return None
 
     def parse(self, output: str | Sequence[int], *, call_ids: str = "call") -> Message:
         """What the model answered, as a message: its text, or its tool calls.

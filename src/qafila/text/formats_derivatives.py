@@ -10,11 +10,15 @@ import datetime
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qafila.errors import ChatError
 from qafila.text.chat_format import ChatFormat, Rendered, TokenWriter, require_messages
 from qafila.text.messages import ImagePart, Message, ToolSchema
 from qafila.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from qafila.text.tool_grammar import CallStyle
 
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 # tokenizer_config.json of HuggingFaceTB/SmolLM2-135M-Instruct, and the metadata of GGUF files made of it.
@@ -49,6 +53,11 @@ class ChatMLFormat(ChatFormat):
         end = self._special("<|im_end|>")
         eos = self.tokenizer.eos_id
         return (end,) if eos is None or eos == end else (end, eos)
+
+    @property
+    def call_style(self) -> CallStyle | None:
+        """As ``ChatFormat.call_style``."""
+        return "chatml"
 
     def render(
         self,

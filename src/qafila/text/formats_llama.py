@@ -8,13 +8,16 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from qafila.errors import ChatError
 from qafila.text.chat_format import ChatFormat, Rendered, TokenWriter, require_messages
 from qafila.text.messages import Message, ToolCall, ToolSchema
 from qafila.text.tokenizer import Tokenizer
 from qafila.text.tools import CODE_INTERPRETER, ToolFormat, is_builtin, parse_tool_calls, render_tool_calls
+
+if TYPE_CHECKING:
+    from qafila.text.tool_grammar import CallStyle
 
 
 class HeaderFormat(ChatFormat):
@@ -35,6 +38,11 @@ class HeaderFormat(ChatFormat):
         names = ("<|end_of_text|>", self.message_end, self.turn_end)
         found = (self.tokenizer.token_id(name) for name in names)
         return tuple(token_id for token_id in found if token_id is not None)
+
+    @property
+    def call_style(self) -> CallStyle | None:
+        """As ``ChatFormat.call_style``."""
+        return self.tool_format
 
     def render(
         self,
@@ -167,6 +175,11 @@ class Llama3Format(HeaderFormat):
         super().__init__(tokenizer)
         self.strip = strip
 
+    @property
+    def call_style(self) -> CallStyle | None:
+        """As ``ChatFormat.call_style``."""
+        return None
+
     def render(
         self,
         messages: Sequence[Message],
@@ -215,6 +228,11 @@ class Llama31Format(HeaderFormat):
             raise ChatError(f'tool_format: "{tool_format}" is neither "json" nor "function"')
         self.tool_format = tool_format
         self.knowledge_cutoff = knowledge_cutoff
+
+    @property
+    def call_token(self) -> str | None:
+        """As ``ChatFormat.call_token``."""
+        return self.python_start if self.ipython and self.tool_format == "json" else None
 
     def _system_text(self, system: str | None, tools: Sequence[ToolSchema], date: datetime.date | None) -> str | None:
         lines = self._header_lines(date)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
@@ -26,11 +26,18 @@ from qafila.text.template_marks import Marks, marked, message_data, strings
 from qafila.text.template_sandbox import MAX_SOURCE, LimitError, TemplateEnvironment
 from qafila.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from qafila.text.tool_grammar import CallStyle
+
 # Tokens that end an answer in the vocabularies of the field; a template's own is found by rendering (see stop_ids).
 _END_TOKENS = (
     "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>",
     "<end_of_turn>", "</s>",
 )  # fmt: skip
+
+
+# What tells the model to write its calls as a Python list, such as "[func_name1(params_name1=params_value1)]".
+_PYTHONIC = re.compile(r"\[\w+\(\w+=")
 
 
 class JinjaTemplate:
@@ -173,6 +180,18 @@ class TemplateFormat(ChatFormat):
             known.append(self._rendered_end())
             self._stop_ids = tuple(dict.fromkeys(token for token in known if token is not None))
         return self._stop_ids
+
+    @property
+    def call_style(self) -> CallStyle | None:
+        """As ``ChatFormat.call_style``: by what the template mentions."""
+        source = self.template.source
+        if "tools" not in source:
+            return None
+        if "<tool_call>" in source:
+            return "chatml"
+        if _PYTHONIC.search(source):
+            return "pythonic"
+        return "function" if "<function=" in source else "json"
 
     def _space_before_answers(self) -> str:
         """White space that the template writes behind its prompt, before an answer (Llama 2's: one space).
