@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qafila.chat import options as opt
@@ -150,7 +151,8 @@ class LocalClient:
         names = _names(request, tools)
         rendered = chat.render(request.messages, tools=tools)
         generation, style = request.generation, chat.call_style
-        grammar, calls = generation.answer, _no_calls
+        grammar = generation.answer
+        calls: Callable[[], CallStream | None] = _no_calls
         if tools:
             if style is None:
                 raise ChatError(f"tools: format {chat.name} has no tool calls; leave tools out or choose another model")
@@ -163,10 +165,7 @@ class LocalClient:
                 answer=_answer_schema(grammar),
             )
             grammar = GrammarSpec("lark", text)
-
-            def calls() -> CallStream:
-                return CallStream(style, call_id=_call_id)
-
+            calls = partial(CallStream, style, call_id=_call_id)
         stops = tuple(dict.fromkeys((*chat.stop_ids, *self._llama.checkpoint.generation.stop_ids)))
         handle = self._submit(rendered.ids, generation, stops, chat.stop_strings, grammar, continues=False)
         return _Submitted(handle, calls)
