@@ -11,6 +11,9 @@ from qafila import __version__
 from qafila.server import errors, openai_chat, openai_models
 from qafila.server.service import Service
 
+#: Every endpoint, in the order in which the documentation tells of them.
+ROUTERS = (openai_chat.router, openai_models.router)
+
 
 def create_app(service: Service) -> FastAPI:
     """An ASGI application over a service, which it closes at shutdown."""
@@ -23,6 +26,6 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="Qafila", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     errors.install(app)
-    for module in (openai_chat, openai_models):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     return app

@@ -1,0 +1,72 @@
+"""Write docs/api.md: every endpoint, and every option of official clients in one of three lists.
+
+python scripts/api_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
+from qafila.server.app import ROUTERS
+from qafila.server.body import Body
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+
+INTRODUCTION = """# The server's API
+
+Made by `scripts/api_tables.py` out of the request bodies themselves; `make docs` writes it again.
+
+An option of OpenAI's, Anthropic's or Ollama's client is honoured, or accepted because it cannot change an answer here,
+or refused with an error in that API's own shape. An option that stands in none of the lists is refused as unknown.
+`null` is as good as absent.
+"""
+
+
+def routes() -> Iterator[tuple[str, APIRoute, type[Body] | None]]:
+    """(``POST /path``, the route, its body) of every endpoint."""
+    for router in ROUTERS:
+        assert isinstance(router, APIRouter)
+        for route in router.routes:
+            if isinstance(route, APIRoute):
+                hints = typing.get_type_hints(route.endpoint).values()
+                bodies = [hint for hint in hints if isinstance(hint, type) and issubclass(hint, Body)]
+                methods = ", ".join(sorted((route.methods or set()) - {"HEAD"}))
+                yield f"{methods} {route.path.replace(':path', '')}", route, bodies[0] if bodies else None
+
+
+def listed(title: str, options: Mapping[str, str]) -> list[str]:
+    """One list of options with their reasons."""
+    return [f"- {title}:", *(f"  - `{name}`: {reason}" for name, reason in sorted(options.items()))] if options else []
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [INTRODUCTION]
+    for name, route, body in routes():
+        lines += [f"## `{name}`", "", f"{route.summary or route.name}.", ""]
+        if body is None:
+            continue
+        fields = sorted(field.alias or name for name, field in body.model_fields.items())
+        lines += [f"- Honoured: {', '.join(f'`{field}`' for field in fields)}"]
+        lines += listed("Accepted, and changes nothing", body.harmless)
+        lines += listed("Refused", body.refused)
+        lines += [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or check it."""
+    if arguments == ["--check"]:
+        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page())
+    PAGE.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
