@@ -35,9 +35,11 @@ _FUNCTION = re.compile(r"<function=([^<>{}\s]{1,256})>\s*(?=\{)")
 _BUILTIN = re.compile(r'\b(\w{1,256})\.call\(query="([^"]*)"\)')
 _NAME = re.compile(r"[^\W\d][\w.\-]{0,255}")
 _SEPARATOR = re.compile(r"[\s;,]*")
-# Strings of one line. Where there may be others (long ones, those with a prefix) or comments, quotes are not looked at.
-_STRING = re.compile(r""""(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""")
-_UNUSUAL_STRING = re.compile(r"""\"{3}|'{3}|#|(?<!\w)[bBfFrRtTuU]{1,2}["']""")
+# Strings of one line, and first what makes it hard to say where strings are: long ones, prefixes (f"{...}"), comments.
+_STRING = re.compile(
+    r"""(?P<hard>\"{3}|'{3}|\#|(?<!\w)[bBfFrRtTuU]{1,2}["'])"""
+    r"""|"(?:[^"\\\r\n]|\\(?:\r\n|[\s\S]))*"|'(?:[^'\\\r\n]|\\(?:\r\n|[\s\S]))*'"""
+)
 
 Found: TypeAlias = list[tuple[str, dict[str, Any]]]
 
@@ -211,7 +213,8 @@ def _python_calls(text: str) -> Found:
     if not (text.startswith("[") and text.endswith("]")) or "(" not in text or len(text) > MAX_PYTHON_CHARACTERS:
         return []
     # Python's parser recurses in C; brackets and unary signs are what makes it deep, unless they stand in quotes.
-    bare = text if _UNUSUAL_STRING.search(text) else _STRING.sub('""', text)
+    hard = any(match["hard"] for match in _STRING.finditer(text))
+    bare = text if hard else _STRING.sub('""', text)
     if _nesting(bare) > MAX_DEPTH or re.search(r"(?:[-+~]\s*){8}|(?:\bnot\s+){8}", bare):
         return []
     try:
