@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from qafila.engine.request import GrammarSpec
+from qafila.engine.request import GrammarSpec as GrammarSpec
 from qafila.text.messages import Message, ToolSchema
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]

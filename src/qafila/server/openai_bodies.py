@@ -7,8 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from qafila.chat.client import Generation
-from qafila.engine.request import GrammarSpec
+from qafila.chat.client import Generation, GrammarSpec
 from qafila.server.body import Body
 from qafila.server.errors import ApiError
 
