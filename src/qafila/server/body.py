@@ -5,7 +5,7 @@ Nothing is dropped in silence: an option is honoured, accepted because it cannot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -35,4 +35,14 @@ class Body(BaseModel):
             value = data.get(name)
             if value is not None and value not in cls.neutral.get(name, ()):
                 raise ValueError(f"{name}: not supported: {reason}")
-        return {key: value for key, value in data.items() if key not in cls.harmless and key not in cls.refused}
+        return {
+            key: value
+            for key, value in data.items()
+            if key not in cls.harmless and key not in cls.refused and not (value is None and key in cls._optional())
+        }
+
+    @classmethod
+    def _optional(cls) -> Collection[str]:
+        """What may be null, as official clients send it for what is not given."""
+        fields = cls.model_fields.items()
+        return {field.alias or name for name, field in fields if not field.is_required()}

@@ -1,8 +1,8 @@
 """The server's database: SQLite in the user's cache by default, PostgreSQL where its URL says so.
 
-Each store (answers, keys, ...) declares its tables on ``TABLES`` and lists them in a `Schema`; it opens the database with
-`open_database`, brings its tables up to date with `prepare`, and then reads in `reading` and writes in `writing`.
-Engines are synchronous: call them in threads (``asyncio.to_thread``).
+Each store (answers, keys, ...) declares its tables on ``TABLES`` and lists them in a `Schema`. It opens the database
+with `open_database`, brings its tables up to date with `prepare`, reads in `reading` and writes in `writing`. Engines
+are synchronous: call them in threads (``asyncio.to_thread``).
 """
 
 from __future__ import annotations
