@@ -102,11 +102,14 @@ class ScriptedClient:
     async def count(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> int:
         return sum(len(message.text) for message in messages) + len(tools)
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        return list(text.encode())
+    async def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        return [byte for message in messages for byte in message.text.encode()]
+
+    async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
+        return [*([1] if bos else []), *text.encode()]
 
     async def detokenize(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode()
+        return bytes(i % 256 for i in ids).decode(errors="replace")
 
     async def close(self) -> None:
         self.closed = True

@@ -218,8 +218,12 @@ class ChatClient(Protocol):
     async def count(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> int:
         """Tokens of the prompt that `chat` would make of a conversation."""
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text, without BOS."""
+    async def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        """The prompt that `chat` would make of a conversation."""
+
+    async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
+        """Ids of a text; ``special``: text that spells a special token is that token; ``bos``: begin with the BOS that
+        the checkpoint asks for, if it asks for one."""
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids."""
