@@ -137,7 +137,9 @@ class CallStream:
                 else:
                     self._text(found, end)
                 return False
-            if at and not self._calls:
+            if self._calls:
+                self._held = self._held[at:]
+            else:
                 self._text(found, at)
         return self._head(found, tag)
 
