@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -67,3 +67,15 @@ def scripted() -> Callable[..., tuple[httpx.AsyncClient, ScriptedClient]]:
         return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1"), client
 
     return make
+
+
+@pytest.fixture
+def scripted_server() -> Iterator[Callable[..., tuple[str, ScriptedClient]]]:
+    """Makes servers on real ports over a `ScriptedClient` called ``scripted``: (base URL, client)."""
+    with ExitStack() as servers:
+
+        def make(*args: Any, **kwargs: Any) -> tuple[str, ScriptedClient]:
+            client = ScriptedClient(*args, **kwargs)
+            return servers.enter_context(serving(create_app(Service(Models({"scripted": entry_of(client)}))))), client
+
+        yield make
