@@ -10,6 +10,8 @@
     ├── ChatError             messages that a chat format cannot express, or a template that fails
     ├── ContextLengthError    a prompt that does not fit the context
     ├── DownloadError         the network, the hub or the package index said no
+    ├── UpstreamError         a server that answers for a model said no, or nothing: has its HTTP status
+    ├── ModelClosedError      a model that was closed while it was asked
     └── StorageError          a disk that is full or a folder that cannot be written
 
 The message is one line: what is wrong, with which file, option or field, and the way out. The command line prints it
@@ -67,6 +69,33 @@ class ContextLengthError(QafilaError):
 
 class DownloadError(QafilaError):
     """The network, the hub or the package index said no."""
+
+
+class UpstreamError(QafilaError):
+    """A server that answers for a model said no, or nothing.
+
+    Args:
+        message: one line; it names the server.
+        status: of its answer; 0 where none came, 408 where none came in time.
+        retry_after: what it said of when to come back, as it said it.
+        param: the field that it names. code: its short name of the error.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        retry_after: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.retry_after, self.param, self.code = status, retry_after, param, code
+
+
+class ModelClosedError(QafilaError):
+    """A model that was closed while it was asked."""
 
 
 class StorageError(QafilaError):

@@ -116,6 +116,10 @@ class Llama:
             raise
         return cls(checkpoint, engine, named, None if isinstance(adapter, Mapping) or adapter is None else "default")
 
+    def with_adapter(self, name: str) -> Llama:
+        """The same model on the same engine, with an adapter of the engine's for all that names none."""
+        return Llama(self.checkpoint, self.engine, self._format, name)
+
     def close(self) -> None:
         """Cancel what is under way and free the model; a second time does nothing."""
         self.engine.close()

@@ -30,7 +30,7 @@ from qafila.chat.options import Options
 from qafila.chat.pump import Pump
 from qafila.engine.handle import Handle
 from qafila.engine.request import GrammarSpec, Request
-from qafila.errors import ChatError, UsageError
+from qafila.errors import ChatError, ModelClosedError, UsageError
 from qafila.text.call_stream import CallStream
 from qafila.text.messages import Message, ToolSchema
 from qafila.text.tool_grammar import call_grammar
@@ -54,16 +54,27 @@ class LocalClient:
     """Answers out of an engine in this process.
 
     Args:
-        llama: the model; `close` leaves it open.
+        llama: the model.
         name: what the client is called.
         adapter: the engine's adapter that answers use; None for none.
         pump: drives the engine; by default one of its own, which `close` ends.
+        owns_model: whether `close` closes the model too.
     """
 
-    def __init__(self, llama: Llama, name: str, *, adapter: str | None = None, pump: Pump | None = None) -> None:
-        self._llama = llama
+    def __init__(
+        self,
+        llama: Llama,
+        name: str,
+        *,
+        adapter: str | None = None,
+        pump: Pump | None = None,
+        owns_model: bool = False,
+    ) -> None:
+        # Scores and embeddings go through the model's own methods, which take the adapter that it was made with.
+        self._llama = llama if adapter is None else llama.with_adapter(adapter)
         self._name = name
         self._adapter = adapter
+        self._owns_model = owns_model
         self._own_pump = pump is None
         self._pump = pump or Pump(llama.engine)
         # Rendering and compiling grammars keep no other request waiting; more threads would only share the processors.
@@ -78,6 +89,11 @@ class LocalClient:
     def llama(self) -> Llama:
         """The model behind it."""
         return self._llama
+
+    @property
+    def pump(self) -> Pump:
+        """What drives the engine: clients of one engine share it."""
+        return self._pump
 
     @property
     def abilities(self) -> Abilities:
@@ -125,21 +141,27 @@ class LocalClient:
 
     async def count(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> int:
         """Tokens of the prompt that `chat` would make of a conversation."""
-        return len(await self._prepare(lambda: self._llama.format.render(messages, tools=tools).ids))
+        return len(await self.render(messages, tools))
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text, without BOS."""
-        return await self._prepare(lambda: self._llama.tokenizer.encode(text, special=special))
+    async def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        """The prompt that `chat` would make of a conversation."""
+        return await self._prepare(lambda: self._llama.format.render(messages, tools=tools).ids)
+
+    async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
+        """Ids of a text."""
+        return await self._prepare(lambda: self._llama.tokenizer.encode(text, special=special, bos=bos))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids."""
         return self._llama.tokenizer.decode(ids)
 
     async def close(self) -> None:
-        """Cancel what is under way here; the model stays open."""
+        """Cancel what is under way here, and close the model if it is the client's own."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         if self._own_pump:
             await asyncio.to_thread(self._pump.close)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._owns_model:
+            await asyncio.to_thread(self._llama.close)
 
     # Making requests. In a thread of the pool.
 
@@ -163,6 +185,7 @@ class LocalClient:
                 names=names,
                 parallel=request.parallel_tool_calls,
                 answer=_answer_schema(grammar),
+                begin=chat.call_token,
             )
             grammar = GrammarSpec("lark", text)
             calls = partial(CallStream, style, call_id=_call_id)
@@ -257,13 +280,16 @@ class LocalClient:
                 for i in range(generation.n)
             ]
             subscription = self._pump.watch(handle)
-            first = 0.0
+            first, unfinished = 0.0, generation.n
             while tokens := await subscription.take():
                 first = first or time.perf_counter()
                 for token in tokens:
                     number = token.answer
+                    unfinished -= token.finish_reason is not None
                     for event in answers[number].push(token, lambda number=number: handle.stop_strings[number]):  # type: ignore[misc]
                         yield event
+            if unfinished:
+                raise ModelClosedError(f"{self._name}: the model was closed before the answer was complete")
             usage = handle.usage
             now = time.perf_counter()
             yield Usage(usage.prompt, usage.cached, usage.generated, (first or now) - started, now - started)

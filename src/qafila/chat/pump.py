@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
+from typing import TypeAlias
 
 from qafila.engine.engine import Engine
 from qafila.engine.handle import Handle
 from qafila.engine.request import Token
+from qafila.errors import ModelClosedError, QafilaError
+
+_log = logging.getLogger(__name__)
 
 
 class Subscription:
@@ -19,6 +24,7 @@ class Subscription:
         self.loop = loop
         self._tokens: deque[Token] = deque()
         self._ended = False
+        self._error: QafilaError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def take(self) -> list[Token]:
@@ -34,17 +40,23 @@ class Subscription:
             tokens = list(self._tokens)
             self._tokens.clear()
             return tokens
-        if self.handle.error is not None:
-            raise self.handle.error
+        error = self.handle.error or self._error
+        if error is not None:
+            raise error
         return []
 
-    def deliver(self, tokens: list[Token], ended: bool) -> None:
+    def deliver(self, tokens: list[Token], ended: bool, error: QafilaError | None = None) -> None:
         """Called in the loop's thread."""
         self._tokens.extend(tokens)
+        self._error = error
         self._ended = self._ended or ended
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+#: Tokens for one subscription, whether they are its last, and what failed.
+_News: TypeAlias = tuple[Subscription, list[Token], bool, QafilaError | None]
 
 
 class Pump:
@@ -62,11 +74,15 @@ class Pump:
         self._thread: threading.Thread | None = None
 
     def watch(self, handle: Handle) -> Subscription:
-        """Hand out a request's tokens in the running event loop from now on."""
+        """Hand out a request's tokens in the running event loop from now on.
+
+        Raises:
+            ModelClosedError: the pump is closed.
+        """
         subscription = Subscription(handle, asyncio.get_running_loop())
         with self._changed:
             if self._closing:
-                raise RuntimeError("the pump is closed")
+                raise ModelClosedError("the model was closed before the answer began")
             self._watched.append(subscription)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="qafila-engine", daemon=True)
@@ -93,31 +109,41 @@ class Pump:
                 if not self._watched:
                     return
                 watched = list(self._watched)
-            self._engine.step()
-            self._hand_out(watched)
+            try:
+                self._engine.step()
+            except Exception as error:
+                # No request is to blame, and none can go on; the thread must stay for those to come.
+                _log.exception("the engine failed in a step")
+                self._hand_out(watched, QafilaError(f"the engine failed ({type(error).__name__}); its log says more"))
+                for subscription in watched:
+                    subscription.handle.cancel()
+            else:
+                self._hand_out(watched)
 
-    def _hand_out(self, watched: list[Subscription]) -> None:
-        news: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, list[Token], bool]]] = {}
-        ended = []
+    def _hand_out(self, watched: list[Subscription], error: QafilaError | None = None) -> None:
+        news: dict[asyncio.AbstractEventLoop, list[_News]] = {}
+        ended = set()
         for subscription in watched:
             # In this order: what is finished now has put all its tokens there.
             finished = subscription.handle.finished
+            failed = None if finished else error
             tokens = subscription.handle.take()
-            if tokens or finished:
-                news.setdefault(subscription.loop, []).append((subscription, tokens, finished))
-            if finished:
-                ended.append(subscription)
+            if tokens or finished or failed:
+                ends = finished or failed is not None
+                news.setdefault(subscription.loop, []).append((subscription, tokens, ends, failed))
+            if finished or failed:
+                ended.add(subscription)
         for loop, items in news.items():
             try:
                 loop.call_soon_threadsafe(_deliver, items)
             except RuntimeError:  # the loop is closed: nobody waits any more
-                for subscription, _, _ in items:
+                for subscription, *_ in items:
                     subscription.handle.cancel()
         if ended:
             with self._changed:
                 self._watched = [subscription for subscription in self._watched if subscription not in ended]
 
 
-def _deliver(items: list[tuple[Subscription, list[Token], bool]]) -> None:
-    for subscription, tokens, ended in items:
-        subscription.deliver(tokens, ended)
+def _deliver(items: list[_News]) -> None:
+    for subscription, tokens, ended, error in items:
+        subscription.deliver(tokens, ended, error)

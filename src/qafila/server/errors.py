@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from qafila.errors import ContextLengthError, ModelNotFoundError, QafilaError
+from qafila.errors import (
+    ContextLengthError,
+    ModelClosedError,
+    ModelNotFoundError,
+    QafilaError,
+    StorageError,
+    UpstreamError,
+)
+from qafila.server.json_response import Json
 from qafila.server.streaming import ClientGoneError
+
+_log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -47,6 +57,9 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error", 500: "api_error", 502: "api_error", 503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
 
+# What each endpoint calls the text that may be too long; elsewhere it is ``messages``.
+_PROMPTS = {"/v1/completions": "prompt", "/v1/embeddings": "input", "/v1/responses": "input"}
+
 
 def error_body(path: str, error: ApiError) -> dict[str, Any]:
     """The body in the shape of the API that ``path`` belongs to."""
@@ -56,7 +69,10 @@ def error_body(path: str, error: ApiError) -> dict[str, Any]:
     if path.startswith("/api/"):
         return {"error": error.message}
     kind = _OPENAI_TYPES.get(error.status, "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    param = error.param
+    if error.code == "context_length_exceeded":
+        param = _PROMPTS.get(path, "messages")
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": error.code}}
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -64,12 +80,32 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextLengthError):
-        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, ModelNotFoundError):
         return ApiError(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, UpstreamError):
+        return _upstream_error(error)
+    if isinstance(error, ModelClosedError):
+        return ApiError(503, str(error), code="model_closed", headers={"Retry-After": "1"})
+    if isinstance(error, StorageError):  # the server's trouble; it tells no client where its files are
+        _log.error("%s", error)
+        return ApiError(503, "the server cannot store or read this now; its log says more", code="storage_error")
     if isinstance(error, QafilaError):
         return ApiError(400, str(error), param=_named(str(error)))
+    _log.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed on this request; its log says more", code="internal_error")
+
+
+def _upstream_error(error: UpstreamError) -> ApiError:
+    """What another server said about a request is the client's to know, about its operator's key or itself is not."""
+    status, headers = error.status, {} if error.retry_after is None else {"Retry-After": error.retry_after}
+    if status in (429, 503):
+        return ApiError(status, str(error), code=error.code, headers=headers)
+    if status == 408 or status == 504:
+        return ApiError(504, str(error), code="upstream_timeout")
+    if status in (400, 413, 422):
+        return ApiError(413 if status == 413 else 400, str(error), param=error.param, code=error.code)
+    return ApiError(502, str(error), code="upstream_error")
 
 
 def _named(message: str) -> str | None:
@@ -105,15 +141,15 @@ def validation_error(error: RequestValidationError) -> ApiError:
 def install(app: FastAPI) -> None:
     """Answer every failure of a handler in its API's own shape."""
 
-    def respond(request: Request, error: Exception) -> JSONResponse:
+    def respond(request: Request, error: Exception) -> Json:
         told = as_api_error(error)
-        return JSONResponse(error_body(request.url.path, told), told.status, headers=told.headers)
+        return Json(error_body(request.url.path, told), told.status, headers=told.headers)
 
-    def invalid(request: Request, error: Exception) -> JSONResponse:
+    def invalid(request: Request, error: Exception) -> Json:
         assert isinstance(error, RequestValidationError)
         return respond(request, validation_error(error))
 
-    def plain(request: Request, error: Exception) -> JSONResponse:
+    def plain(request: Request, error: Exception) -> Json:
         assert isinstance(error, HTTPException)
         return respond(request, ApiError(error.status_code, str(error.detail), headers=error.headers))
 
