@@ -130,7 +130,7 @@ def test_annotations_go_and_properties_of_their_names_stay() -> None:
 
 def test_values_that_may_be_anything_are_finite() -> None:
     made = readable({"properties": {"a": {}, "b": {"type": "number"}}}, "")
-    assert made["properties"]["a"] == {"$ref": f"#/$defs/qafila-anything-{MAX_FREE_DEPTH}"}
+    assert made["properties"]["a"] == {"$ref": f"#/$defs/*any{MAX_FREE_DEPTH}"}
     assert len(made["$defs"]) == MAX_FREE_DEPTH + 1
     integer, decimal = made["properties"]["b"]["anyOf"]
     assert integer == {"type": "integer"}

@@ -20,13 +20,13 @@ from typing import Any
 from qafila.errors import UsageError
 
 #: Most lists and objects inside one another in a value that may be anything; `tools.parse_tool_calls` reads 32 levels.
-MAX_FREE_DEPTH = 16
+MAX_FREE_DEPTH = 8
 #: Most schemas inside one another: as in the engine's check.
 MAX_DEPTH = 64
 #: Decimals without exponent are kept within this: 15 digits are what a double holds exactly.
 MAX_DECIMAL = 10**15
 #: Definitions of values that may be anything are called this and their depth.
-FREE = "qafila-anything-"
+FREE = "*any"
 
 #: Keywords that say something about a schema and restrict nothing.
 ANNOTATIONS = frozenset(
@@ -207,10 +207,10 @@ def _close(schema: dict[str, Any]) -> None:
 
 def _free_values() -> dict[str, Any]:
     """Definitions of any JSON value, by how deep it may nest."""
-    scalar = [{"type": "string"}, {"type": "boolean"}, {"type": "null"}, *_number({"type": "number"})["anyOf"]]
+    scalar = [*({"type": kind} for kind in ("string", "boolean", "null")), *_number({"type": "number"})["anyOf"]]
     found: dict[str, Any] = {f"{FREE}0": {"anyOf": scalar}}
     for depth in range(1, MAX_FREE_DEPTH + 1):
         inner = {"$ref": f"#/$defs/{FREE}{depth - 1}"}
         nested = [{"type": "array", "items": inner}, {"type": "object", "additionalProperties": inner}]
-        found[f"{FREE}{depth}"] = {"anyOf": [*scalar, *nested]}
+        found[f"{FREE}{depth}"] = {"anyOf": [{"$ref": f"#/$defs/{FREE}0"}, *nested]}
     return found

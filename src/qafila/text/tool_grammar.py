@@ -126,7 +126,7 @@ class _Style:
             self._lines[-1] += first
             return f"F{number} c{number}", f"N{number} c{number}"
         if self._style == "function":
-            self._lines.append(f'c{number}: N{number} %json {json.dumps(schema)} CLOSE\nN{number}: {name} ">"\n')
+            self._lines.append(f'c{number}: N{number} %json {_compact(schema)} CLOSE\nN{number}: {name} ">"\n')
             return f"c{number}", f"c{number}"
         if self._whole:
             inner = moved(schema, "#/properties/parameters")
@@ -136,10 +136,10 @@ class _Style:
                 "required": ["name", "parameters"],
                 "additionalProperties": False,
             }
-            self._lines.append(f"c{number}: %json {json.dumps(whole)}\n")
+            self._lines.append(f"c{number}: %json {_compact(whole)}\n")
             return f"c{number}", f"c{number}"
         opened = f"N{number}: {'OPEN ' if self._style == 'json' else ''}{name} ARGUMENTS\n"
-        self._lines.append(f"c{number}: N{number} %json {json.dumps(schema)} CLOSE\n{opened}")
+        self._lines.append(f"c{number}: N{number} %json {_compact(schema)} CLOSE\n{opened}")
         return f"c{number}", f"c{number}"
 
     def text(self) -> str:
@@ -190,14 +190,18 @@ def _chosen(
 
 
 def _schema_text(answer: str) -> str:
-    """A JSON schema on one line, so that nothing in it can be read as a rule."""
     try:
         schema = json.loads(answer)
     except (ValueError, RecursionError):
         raise UsageError("response_format: the schema is no JSON") from None
     if not isinstance(schema, dict):
         raise UsageError("response_format: the schema must be an object")
-    return json.dumps(schema)
+    return _compact(schema)
+
+
+def _compact(schema: object) -> str:
+    """A schema on one line, so that nothing in it can be read as a rule; short, as grammars must be."""
+    return json.dumps(schema, separators=(",", ":"))
 
 
 def _special(token: str) -> str:
