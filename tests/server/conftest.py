@@ -18,6 +18,7 @@ from qafila.chat.client import ChatClient
 from qafila.server.app import create_app
 from qafila.server.local_models import local_entry
 from qafila.server.models import Entry, Models
+from qafila.server.responses_store import ResponseStore
 from qafila.server.service import Service
 
 
@@ -50,9 +51,11 @@ def serving(app: Any) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def base_url(default_gguf) -> Iterator[str]:
-    """A server with the default model as ``default``."""
-    with serving(create_app(Service(Models({"default": local_entry("default", default_gguf, {"threads": 1})})))) as url:
+def base_url(default_gguf, tmp_path_factory) -> Iterator[str]:
+    """A server with the default model as ``default``, which keeps responses."""
+    store = ResponseStore.open(f"sqlite:///{tmp_path_factory.mktemp('server')}/server.sqlite3")
+    models = Models({"default": local_entry("default", default_gguf, {"threads": 1})})
+    with serving(create_app(Service(models), responses=store)) as url:
         yield url
 
 
