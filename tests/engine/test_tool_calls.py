@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from byte_tokenizer import LLAMA3, ByteTokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qafila.chat.llama import Llama
 from qafila.engine.grammar import GrammarCompiler, GrammarMatcher
 from qafila.engine.request import GrammarSpec
 from qafila.errors import UsageError
 from qafila.text.argument_schema import MAX_FREE_DEPTH
+from qafila.text.call_stream import CallDelta, CallStream
 from qafila.text.messages import ToolSchema
 from qafila.text.tool_grammar import STYLES, CallStyle, call_grammar
 from qafila.text.tools import MAX_CALLS, parse_tool_calls, render_tool_calls
@@ -276,3 +279,47 @@ def test_hot_answers_of_the_default_model_are_calls_that_fit(script: ModuleType,
     for style in STYLES:
         assert report.outcomes[style]["calls"] >= 10
     assert report.total("complete") + report.total("cut") + report.total("refused") == 200
+
+
+FRAGMENTS = [
+    *('{"', "name", '"', ": ", '"parameters"', '"arguments', '"type": "function"', "}", "[", "(", ")", "]", "f", "get"),
+    *(
+        "a=",
+        "1",
+        "<tool_call>",
+        "<tool_",
+        "<function=",
+        "f>",
+        "{}",
+        "\n",
+        " ",
+        ", ",
+        ".call(query=",
+        "\\u00",
+        "6e",
+        "é",
+    ),
+    *("\u3000", "; ", '{"name": "get", "', "[get(", "</tool_call>", "</function>"),
+]
+GRAMMARS = {style: COMPILER.compile(GrammarSpec("lark", call_grammar(TOOLS, style))) for style in STYLES}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(STYLES), st.lists(st.sampled_from(FRAGMENTS), max_size=14))
+def test_what_is_read_as_calls_is_calls_of_tools_that_are_there(style: CallStyle, parts: list[str]) -> None:
+    """Fragments that the grammar does not allow are left out, so that whatever comes together is an answer."""
+    matcher, text = GRAMMARS[style].matcher(), ""
+    for part in parts:
+        for byte in part.encode():
+            if not permits(matcher, byte):
+                break
+            matcher.accept(byte)
+            text += chr(byte)
+    if not permits(matcher, STOP):
+        return
+    text = text.encode("latin-1").decode(errors="replace")
+    stream = CallStream(style, call_id=lambda: "id")
+    deltas = [*stream.push(text), *stream.finish()]
+    streamed = [delta.name for delta in deltas if isinstance(delta, CallDelta) and delta.name is not None]
+    assert streamed == [call.name for call in parse_tool_calls(text) or ()]
+    assert {*streamed} <= {tool.name for tool in TOOLS}
