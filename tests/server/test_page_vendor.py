@@ -94,7 +94,7 @@ def test_every_string_asked_for_exists_and_every_string_is_used() -> None:
     for path in OURS:
         if not path.name.startswith("strings_"):
             text = path.read_text(encoding="utf-8")
-            used |= set(re.findall(r"\b(?:t|tn|say)\(\s*\"([a-zA-Z]+)\"", text))
+            used |= set(re.findall(r"\b(?:t|tn|say|list)\(\s*\"([a-zA-Z]+)\"", text))
             used |= set(re.findall(r"data-t(?:-[a-z]+)?=\"([a-zA-Z]+)\"", text))
             used |= set(re.findall(r"/\* t \*/ \"([a-zA-Z]+)\"", text))
     assert used - defined == set(), "asked for and not defined"

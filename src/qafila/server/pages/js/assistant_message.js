@@ -158,7 +158,7 @@ export class AssistantMessage {
     return [
       branchSwitch(chat, node, actions.branch),
       done && iconButton("copy", t("copy"), copy),
-      iconButton("redo", t("regenerate"), () => actions.regenerate(node), { class: "regenerate" }),
+      node.error === null && iconButton("redo", t("regenerate"), () => actions.regenerate(node), { class: "regenerate" }),
       done && rate("up", "up", t("goodAnswer")),
       done && rate("down", "down", t("badAnswer")),
       done && iconButton("compare", t("compare"), () => actions.compare(node), { class: "compare" }),

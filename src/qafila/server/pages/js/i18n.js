@@ -63,13 +63,14 @@ export function setLanguage(next) {
   language = next in STRINGS ? next : "en";
   document.documentElement.lang = language;
   document.documentElement.dir = isRtl() ? "rtl" : "ltr";
-  document.title = t("appName");
   translate();
   document.dispatchEvent(new Event("languagechanged"));
 }
 
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/;
 const STRONG = /\p{L}/u;
+
+export const hasLetters = (text) => STRONG.test(text);
 
 /** "rtl" or "ltr" by the first letter, as dir="auto" decides, for elements in which dir="auto" looks past its children. */
 export function firstStrong(text) {

@@ -4,7 +4,7 @@ import { askKey, say, showShortcuts } from "./dialogs.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { byId, h } from "./elements.js";
-import { currentLanguage, list, setLanguage, tn } from "./i18n.js";
+import { currentLanguage, list, setLanguage, t, tn } from "./i18n.js";
 import { installShortcuts } from "./keyboard.js";
 import { MessagesView } from "./messages_view.js";
 import { Models } from "./models.js";
@@ -89,6 +89,13 @@ async function follow() {
   if (phone.matches) showSidebar(false);
 }
 
+/** The conversation's name, in the browser's tab and as the page's heading. */
+function drawTitle() {
+  const { title } = chat.conversation;
+  byId("title").textContent = title || t("newChat");
+  document.title = title === "" ? t("appName") : `${title} · ${t("appName")}`;
+}
+
 function drawExamples() {
   const buttons = list("examples").map(([title, prompt]) =>
     h(
@@ -113,6 +120,7 @@ function toggleSettings() {
 
 chat.addEventListener("path", () => {
   composer.setRunning(chat.running().length > 0);
+  drawTitle();
   const { id } = chat.conversation;
   if (path(chat.conversation).length > 0 && location.hash !== `#/c/${id}`) history.pushState(null, "", `#/c/${id}`);
   if (chat.running().length > 0) say("answering");
@@ -127,6 +135,7 @@ chat.addEventListener("end", async ({ detail }) => {
 chat.addEventListener("unsaved", () => say("notKept", {}, true));
 
 document.addEventListener("languagechanged", () => {
+  drawTitle();
   drawExamples();
   view.reset();
   composer.update();

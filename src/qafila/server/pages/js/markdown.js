@@ -3,7 +3,7 @@
 import markdownit from "../vendor/markdown-it/markdown-it.esm.min.mjs";
 import { decorateCode } from "./code.js";
 import { h } from "./elements.js";
-import { firstStrong, t } from "./i18n.js";
+import { firstStrong, hasLetters, t } from "./i18n.js";
 import { mathsPlugin, renderMaths } from "./maths.js";
 import { sanitise, sanitiseMaths } from "./sanitise.js";
 
@@ -72,7 +72,8 @@ export function blockNodes(html) {
   // dir="auto" looks past children that have a dir of their own, and these have little else.
   for (const element of fragment.querySelectorAll("ul, ol, blockquote, table")) element.dir = firstStrong(element.textContent);
   for (const item of fragment.querySelectorAll("li")) {
-    if (item.firstElementChild?.tagName === "P") item.dir = firstStrong(item.textContent);
+    if (!hasLetters(item.textContent)) item.dir = item.parentElement.dir; // "1985" goes the way of its list
+    else if (item.firstElementChild?.tagName === "P") item.dir = firstStrong(item.textContent);
   }
   for (const table of fragment.querySelectorAll("table")) {
     const frame = h("div", { class: "table-frame", role: "region", tabindex: "0", "aria-label": t("table") });

@@ -43,7 +43,7 @@ export class Models {
   }
 
   draw() {
-    const options = this.#names.map((name) => h("option", { value: name }, name));
+    const options = this.#names.map((name) => h("option", { value: name, dir: "ltr" }, name));
     if (options.length === 0) options.push(h("option", { value: "" }, t("noModels")));
     this.#select.replaceChildren(...options);
     // The one chosen last, if it is still offered.

@@ -7,7 +7,8 @@ import { number, percent, t } from "./i18n.js";
 const STEPS = [0.9, 0.6, 0.3, 0.1];
 const stepOf = (probability) => STEPS.findIndex((least) => probability >= least) + 1 || STEPS.length + 1;
 
-const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "\u2423") || "∅";
+const lines = (text) => text.replaceAll("\n", "⏎");
+const visible = (text) => lines(text).replaceAll("\t", "⇥").replaceAll(" ", "\u2423") || "∅";
 
 /**
  * Tokens that together make whole letters: [{text, tokens}]. A letter outside ASCII may be cut into several tokens, which
@@ -75,11 +76,13 @@ export class TokensView {
       const probability = Math.exp(group.tokens.reduce((sum, token) => sum + token.p, 0));
       // One stop for the Tab key; arrows go from token to token.
       const first = this.#shown === 0 && this.#root.querySelector(".token") === null;
-      const span = h("span", { class: `token p${stepOf(probability)}`, tabindex: first ? "0" : "-1" }, group.text);
+      const span = h("span", { class: `token p${stepOf(probability)}`, tabindex: first ? "0" : "-1" }, lines(group.text));
       span.group = group;
       this.#paragraph.append(span);
       this.#shown += group.tokens.length;
-      if (group.text.includes("\n")) this.#paragraph = null;
+      if (!group.text.includes("\n")) continue;
+      this.#paragraph.classList.toggle("tight", !group.text.includes("\n\n"));
+      this.#paragraph = null;
     }
   }
 

@@ -23,6 +23,8 @@ export function sanitise(html) {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ATTRIBUTES,
     ALLOWED_URI_REGEXP: LINKS,
+    // The pattern above is applied to every attribute that is not named as harmless.
+    ADD_URI_SAFE_ATTR: ["dir", "start"],
     ALLOW_DATA_ATTR: false,
     ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,

@@ -97,7 +97,7 @@ export class SettingsPanel {
     byId("settings-open").setAttribute("aria-expanded", "true");
     byId("settings-close").focus();
     const { count } = await allRatings().catch(() => ({ count: 0 }));
-    byId("ratings-count").textContent = tn("ratings", count);
+    byId("ratings-count").textContent = count === 0 ? "" : tn("ratings", count);
   }
 
   close() {

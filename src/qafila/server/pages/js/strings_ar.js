@@ -46,7 +46,7 @@ export default {
   appearance: "المظهر",
   language: "اللغة",
   theme: "السمة",
-  themeSystem: "كما في النظام",
+  themeSystem: "النظام",
   themeLight: "فاتحة",
   themeDark: "داكنة",
   ratingsTitle: "التقييمات",

@@ -46,7 +46,7 @@ export default {
   appearance: "Appearance",
   language: "Language",
   theme: "Theme",
-  themeSystem: "Same as system",
+  themeSystem: "System",
   themeLight: "Light",
   themeDark: "Dark",
   ratingsTitle: "Ratings",
