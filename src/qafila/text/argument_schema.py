@@ -5,7 +5,8 @@ also lets a model invent arguments. The rewritten schema allows a subset of the 
 
 - Numbers without two bounds are any integer, or a decimal within 1e15 of zero, written without exponent.
 - A value that may be anything nests at most `MAX_FREE_DEPTH` lists and objects.
-- An object that names its properties has no others, unless ``additionalProperties`` says so.
+- An object that names its properties has no others, unless ``additionalProperties`` says so; nor has a tool arguments
+  that names none.
 - A schema that has no ``type`` but keywords of one type has that type.
 
 Parts in which keywords work upon one another (members of ``allOf``, whatever stands beside ``$ref``, ``anyOf``, ...)
@@ -14,8 +15,9 @@ keep their meaning untouched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from qafila.errors import UsageError
 
@@ -72,11 +74,46 @@ def readable(parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
     schema = dict(parameters)
     if schema.get("type", "object") != "object":
         raise UsageError(f'{where}.type: it must be "object", not {str(schema["type"])!r:.60}')
-    root = _rewritten({**schema, "type": "object"}, where, 0)
+    seen: set[str] = set()
+    while isinstance(reference := schema.get("$ref"), str):
+        if reference in seen:
+            raise UsageError(f"{where}: JSON schema: it matches nothing, since it requires itself without end")
+        seen.add(reference)
+        found = target(schema, reference, where)
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        if not isinstance(found, Mapping) or rest.keys() & found.keys() - ANNOTATIONS - {*_DEFINITIONS, "type"}:
+            raise UsageError(f"{where}: JSON schema: the keyword '$ref' is not supported beside others here")
+        schema = {**found, **rest}
+    schema["type"] = "object"
+    if not schema.keys() & (_COMBINING | {"properties", "additionalProperties", "required"}):
+        schema["properties"] = {}
+    root = _rewritten(schema, where, 0)
     assert isinstance(root, dict)
     if FREE in str(root):
         root["$defs"] = {**root.get("$defs", {}), **_free_values()}
     return root
+
+
+def target(root: Mapping[str, Any], reference: object, where: str) -> Any:
+    """What a reference within a schema points to.
+
+    Raises:
+        UsageError: it leads out of the schema, or nowhere.
+    """
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        raise UsageError(
+            f"{where}: JSON schema: the reference {str(reference)!r:.60} leads out of it, which is not supported"
+        )
+    here: Any = root
+    for name in reference.split("/")[1:]:
+        name = unquote(name).replace("~1", "/").replace("~0", "~")
+        if isinstance(here, Mapping) and name in here:
+            here = here[name]
+        elif isinstance(here, list) and name.isdigit() and int(name) < len(here):
+            here = here[int(name)]
+        else:
+            raise UsageError(f"{where}: JSON schema: the reference {reference!r:.60} leads nowhere")
+    return here
 
 
 def without_annotations(schema: Any, where: str, depth: int = 0) -> Any:
@@ -96,7 +133,7 @@ def moved(schema: Any, to: str) -> Any:
     return result
 
 
-def _each(schema: Any, where: str, depth: int, rewrite: Any) -> Any:
+def _each(schema: Any, where: str, depth: int, rewrite: Callable[[Any, str, int], Any]) -> Any:
     """A schema without annotations, and all schemas in it as ``rewrite`` makes them."""
     if depth > MAX_DEPTH:
         raise UsageError(f"{where}: JSON schema: it is nested more than {MAX_DEPTH} levels deep")

@@ -12,10 +12,9 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 from qafila.errors import UsageError
-from qafila.text.argument_schema import FREE, OF_TYPE
+from qafila.text.argument_schema import FREE, OF_TYPE, target
 
 #: White space between two parts of a call: without a limit, a model may write it for ever.
 WHITESPACE = r"[ \t\r\n]{0,16}"
@@ -64,6 +63,8 @@ class PythonGrammar:
     def keywords(self, schema: Mapping[str, Any], where: str) -> str:
         """An expression that matches the keyword arguments of a call, without its brackets; "" where there are none.
 
+        Arguments that ``additionalProperties`` would allow, whatever their names, are never written.
+
         Args:
             schema: what `argument_schema.readable` gives.
             where: how to name the schema in an error.
@@ -106,13 +107,7 @@ class _Tool:
         if not self._ends(self._root, frozenset()):
             raise self._error("it matches nothing, since it requires itself without end")
         schema = self._merged(self._root)
-        self._known(schema, (*_OBJECT, "$defs", "definitions"))
-        if schema.get("additionalProperties") and not schema.get("properties"):
-            raise self._error(
-                "the keyword 'additionalProperties' is not supported without 'properties' in Python calls"
-            )
-        if schema.get("additionalProperties"):
-            raise self._error("the keyword 'additionalProperties' is not supported at the top in Python calls")
+        self._known(schema, _OBJECT)
         pairs = []
         for name, part, needed in self._properties(schema):
             if not is_python_name(name):
@@ -371,19 +366,7 @@ class _Tool:
         return f"({' | '.join(choices)})?" if choices else ""
 
     def _target(self, reference: Any) -> Any:
-        """What a reference within the schema points to."""
-        here: Any = self._root
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            raise self._error(f"the reference {str(reference)!r:.60} leads out of the schema, which is not supported")
-        for name in reference.split("/")[1:]:
-            name = unquote(name).replace("~1", "/").replace("~0", "~")
-            if isinstance(here, Mapping) and name in here:
-                here = here[name]
-            elif isinstance(here, list) and name.isdigit() and int(name) < len(here):
-                here = here[int(name)]
-            else:
-                raise self._error(f"the reference {reference!r:.60} leads nowhere")
-        return here
+        return target(self._root, reference, self._where)
 
     def _ends(self, schema: Any, inside: frozenset[str]) -> bool:
         """Whether a schema has an instance of finite size, not counting what it is inside of."""
@@ -410,7 +393,7 @@ class _Tool:
         return all(self._ends(part, inside) for part in needed)
 
 
-_OBJECT = ("type", "properties", "required", "additionalProperties")
+_OBJECT = ("type", "properties", "required", "additionalProperties", "$defs", "definitions")
 
 
 def _times(least: int, most: int | None) -> str:
