@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("qafila.cli.run", "Answer or continue one prompt."),
     "info": ("qafila.cli.info", "Parameters, memory, and whether a model fits in this machine."),
     "serve": ("qafila.cli.serve", "An OpenAI-compatible API and a chat page."),
+    "keys": ("qafila.cli.keys", "The API keys of the server: create, list, rotate and revoke."),
     "bench": ("qafila.cli.bench", "How fast a model is on this machine."),
     "tokenize": ("qafila.cli.tokenize", "Text to token ids, and back."),
     "pull": ("qafila.cli.pull", "Fetch a model into the model cache."),

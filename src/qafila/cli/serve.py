@@ -1,30 +1,216 @@
-"""`qafila serve`: the model behind an OpenAI-compatible API and a chat page."""
+"""`qafila serve`: models behind an OpenAI-compatible API and a chat page."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qafila.cli import options as opt
+from qafila.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from qafila.server.keys import Keyring
+    from qafila.server.settings import Settings
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="What is served.")] = "default",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="`default`, `hf:owner/name`, a path, or a name from `qafila models`; NAME=MODEL says what requests "
+            "call it. The first one is loaded at once, others on first use.",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter on the first model (NAME@MODEL=FOLDER: on another)."),
+    ] = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     kv_type: opt.KvType = None,
-) -> None:
-    """Serve a model."""
-    import uvicorn
+    draft: opt.Draft = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Load the first model on first use, too.")] = False,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for all models together (8G): idle ones make room.")
+    ] = None,
+    idle_unload: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Unload a model that nobody used for so long (10m).")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file with API keys, one a line (QAFILA_API_KEY holds some, too).")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="QAFILA_DATABASE",
+            help="For keys and stored answers (default: SQLite in QAFILA_HOME).",
+        ),
+    ] = None,
+    allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Answer requests without a key.")] = False,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="One more name that this server is reached by.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="Pages of this origin may call (https://app.example).")
+    ] = None,
+    share_cache: Annotated[
+        bool, typer.Option("--share-cache", help="Share cached prompts between keys (timing may tell of them).")
+    ] = False,
+    max_running: Annotated[int, typer.Option(min=1, help="Requests computed at once.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait for that; more get 429.")] = 256,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Of each key that has no rate.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Of each key that has no rate.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at once of each key.")] = None,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "16M",
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take, waiting included.")] = 600.0,
+    grace: Annotated[float, typer.Option(help="Seconds that requests get to finish when the server stops.")] = 30.0,
+    log_format: Annotated[str, typer.Option(help="human or json (one object a line).")] = "human",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log prompts and answers, too.")] = False,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send OpenTelemetry traces there (http://127.0.0.1:4318).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say in JSON where it listens, once it is ready.")] = False,
+) -> int:
+    """Serve models: an OpenAI-compatible API (Anthropic's and Ollama's too) and a chat page.
 
-    from qafila.server.app import create_app
-    from qafila.server.local_models import local_entry
-    from qafila.server.models import Models
-    from qafila.server.service import Service
+    Ctrl-C or SIGTERM stops it: requests under way are finished first, for as long as --grace says. A second one stops
+    it at once.
+    """
+    try:
+        from qafila.server.assemble import assemble
+        from qafila.server.logs import set_up
+        from qafila.server.models import Models
+        from qafila.server.run import listen, run, url_of
+        from qafila.server.settings import Settings
+        from qafila.server.sources import local_entries
+        from qafila.server.traces import Tracer
+    except ModuleNotFoundError as error:
+        raise UsageError(f"serve: {error.name} is missing; `pip install 'qafila[serve]'` brings it") from None
 
-    options = {"threads": threads, "context": context, "kv_type": kv_type}
-    service = Service(Models({model: local_entry(model, model, options)}))
-    uvicorn.run(create_app(service), host=host, port=port, log_level="warning")
+    _one_of(log_format, ("human", "json"), "--log-format")
+    _one_of(log_level, ("debug", "info", "warning", "error"), "--log-level")
+    settings = Settings(
+        host=host,
+        allowed_hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        allow_anonymous=allow_anonymous,
+        share_cache=share_cache,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        max_concurrent=max_concurrent,
+        max_body=_bytes(max_body, "--max-body"),
+        timeout=timeout,
+        grace=grace,
+        log_prompts=log_prompts,
+    )
+    options = {
+        "threads": threads, "context": context, "kv_type": kv_type, "draft": draft, "device": device, "dtype": dtype
+    }  # fmt: skip
+    entries = local_entries(models or ["default"], adapter or (), options)
+    registry = Models(
+        entries,
+        memory_limit=None if memory_limit is None else _bytes(memory_limit, "--memory-limit"),
+        idle_unload=None if idle_unload is None else _seconds(idle_unload, "--idle-unload"),
+    )
+    keyring = _keyring(settings, api_key_file, database)
+    tracer = None if otlp_endpoint is None else Tracer.over_http(otlp_endpoint)
+    set_up("json" if log_format == "json" else "human", log_level)
+    listener = listen(host, port)
+    url, first = url_of(listener), next(iter(entries))
+
+    began = time.perf_counter()
+    quiet = as_json or log_format == "json"
+    if not lazy and not quiet:
+        print(f"loading {first} ...", file=sys.stderr, flush=True)
+
+    def ready() -> None:
+        if as_json:
+            typer.echo(json.dumps({"url": url, "models": list(entries)}, ensure_ascii=False))
+        else:
+            if not lazy and not quiet:
+                print(f"loaded in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+            typer.echo(
+                f"Qafila serves {', '.join(entries)}\n  chat page  {url}/\n  API        {url}/v1\n  Ctrl-C stops it"
+            )
+        sys.stdout.flush()
+
+    app = assemble(registry, settings, keyring=keyring, tracer=tracer)
+    try:
+        return run(app, listener, settings, preload=None if lazy else first, ready=ready)
+    finally:
+        if tracer is not None:
+            tracer.close()
+
+
+def _keyring(settings: Settings, file: Path | None, database: str | None) -> Keyring:
+    """The keys of the environment, of a file and of the database; refuses a public address that has none.
+
+    Raises:
+        UsageError: that, or a key that is too short. StorageError: the file or the database cannot be read.
+    """
+    from qafila.server.database import default_url, open_database
+    from qafila.server.keys import Keyring, KeyStore, static_keys
+
+    given = [key.strip() for key in os.environ.get("QAFILA_API_KEY", "").split(",") if key.strip()]
+    keys = static_keys(given, "QAFILA_API_KEY")
+    if file is not None:
+        listed = _lines(file)
+        if not listed:
+            raise UsageError(f"--api-key-file: {file} holds no key; write one a line")
+        keys += static_keys(listed, "--api-key-file")
+    keyring = Keyring(keys, KeyStore(open_database(database or default_url())))
+    if not (settings.is_loopback or settings.allow_anonymous or keyring.required()):
+        raise UsageError(
+            f"--host {settings.host}: others can reach that address, and there is no API key yet; make one with "
+            "`qafila keys create NAME` (or set QAFILA_API_KEY), or let everybody in with --allow-anonymous"
+        )
+    return keyring
+
+
+def _lines(file: Path) -> Sequence[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--api-key-file: {file}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--api-key-file: {file} is not text") from None
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _one_of(value: str, allowed: Sequence[str], option: str) -> None:
+    if value not in allowed:
+        raise UsageError(f"{option}: must be {', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r:.40}")
+
+
+def _bytes(text: str, option: str) -> int:
+    """A size such as ``512M`` or ``8G``, in bytes."""
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    size = 0 if match is None else int(float(match[1]) * _UNITS[match[2]])
+    if size < 1:
+        raise UsageError(f"{option}: {text!r:.40} is no size; write 16M, 8G or a number of bytes")
+    return size
+
+
+def _seconds(text: str, option: str) -> float:
+    from qafila.cli.keys import seconds
+
+    return seconds(text, option)

@@ -1,0 +1,25 @@
+"""A whole server out of its models and settings."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from qafila.server.app import create_app
+from qafila.server.keys import Keyring
+from qafila.server.limits import Limits
+from qafila.server.metrics import Metrics, Watcher
+from qafila.server.models import Models
+from qafila.server.service import Service
+from qafila.server.settings import Settings
+from qafila.server.traces import Tracer
+
+
+def assemble(
+    models: Models, settings: Settings, *, keyring: Keyring | None = None, tracer: Tracer | None = None
+) -> FastAPI:
+    """An application with limits, metrics and, if there is a tracer, traces."""
+    limits = Limits(settings)
+    metrics = Metrics(models, limits)
+    watcher = Watcher(metrics, tracer, texts=settings.log_prompts)
+    service = Service(models, gate=limits, observer=watcher, timeout=settings.timeout)
+    return create_app(service, settings, keyring=keyring, metrics=metrics)
