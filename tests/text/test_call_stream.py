@@ -60,6 +60,7 @@ json_values = st.recursive(
     | st.integers(-(2**60), 2**60)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=12)
+    | st.sampled_from(["</tool_call>", "# Title\n----------", ")]", "(" * 40])
     | st.text("\"'\\{}[](),=: \n\x00\x7f<>é😀", max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,

@@ -61,6 +61,14 @@ def parsed(text: str) -> list[tuple[str, dict[str, object]]] | None:
             '<tool_call>[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]</tool_call>',
             [("f", {}), ("g", {})],
         ),
+        (
+            '<tool_call>\n{"name": "f", "arguments": {"x": "</tool_call>"}}\n</tool_call>',
+            [("f", {"x": "</tool_call>"})],
+        ),
+        (
+            "[f(x='# Title\\n----------', y='((((((((((((((((((((((((((((((((((')]",
+            [("f", {"x": "# Title\n" + "-" * 10, "y": "(" * 34})],
+        ),
         ('<function=بحث>{"سؤال": "ما الخبر؟"}</function>', [("بحث", {"سؤال": "ما الخبر؟"})]),
     ],
 )
@@ -95,6 +103,7 @@ def test_calls(text: str, expected: list[tuple[str, dict[str, object]]]) -> None
         '{"answer": 42}',
         '{"name": "Ada", "born": 1815}',
         '{"name": "a", "parameters": {}} and that is all',
+        '<tool_call>{"name": "a", "arguments": {}} and more</tool_call>',
         '{"name": 3, "parameters": {}}',
         '{"name": "a", "parameters": [1]}',
         '{"name": "a", "parameters": {"x": NaN}}',
@@ -126,6 +135,8 @@ def test_ids_are_told_apart() -> None:
         "[" * 100_000,
         "[f(x=" + "[" * 90 + "]" * 90 + ")]",
         "[f(x=" + "-" * 10_000 + "1)]",
+        "[f(x='a\\\n' " + "-" * 10_000 + '1, y="""\'""")]',
+        '[f(x=f"{' + "-" * 10_000 + '1}")]',
         "[f(x=" + "not " * 10_000 + "1)]",
         "[" + "f(),".replace(",", ", ") * 20_000 + "]",
         '{"name": "a", "parameters": ' + '{"a":' * 5000 + "1" + "}" * 5000 + "}",

@@ -34,6 +34,8 @@ MAX_CALLS = 64
 _FUNCTION = re.compile(r"<function=([^<>{}\s]{1,256})>\s*(?=\{)")
 _BUILTIN = re.compile(r'\b(\w{1,256})\.call\(query="([^"]*)"\)')
 _NAME = re.compile(r"[^\W\d][\w.\-]{0,255}")
+_TAG = re.compile(r"<tool_call>\s*\[?\s*")
+_TAG_END = re.compile(r"\]?\s*(?:</tool_call>|\Z)")
 _SEPARATOR = re.compile(r"[\s;,]*")
 # Strings of one line, and first what makes it hard to say where strings are: long ones, prefixes (f"{...}"), comments.
 _STRING = re.compile(
@@ -163,32 +165,34 @@ def _function_tags(text: str) -> Found:
 def _tool_call_tags(text: str) -> Found:
     """``<tool_call>{...}</tool_call>`` of the ChatML models: the JSON inside, an object or a list of them."""
     found: Found = []
-    position = text.find("<tool_call>")
-    while position >= 0:
-        end = text.find("</tool_call>", position)
-        body = text[position + len("<tool_call>") : end if end >= 0 else len(text)].strip()
-        inner = _json_calls(body[1:-1] if body.startswith("[") and body.endswith("]") else body)
-        if not inner:
+    position = 0
+    while start := _TAG.search(text, position):
+        inner, position = _objects(text, start.end())
+        end = _TAG_END.match(text, position)
+        if not inner or not end:
             return []
         found += inner
-        position = text.find("<tool_call>", end) if end >= 0 else -1
+        position = end.end()
     return found
 
 
 def _json_calls(text: str) -> Found:
+    found, end = _objects(text, 0)
+    return found if end == len(text) else []
+
+
+def _objects(text: str, position: int) -> tuple[Found, int]:
+    """Calls as JSON objects one after another, and where they end; none where one object is no call."""
     found: Found = []
-    position = 0
-    if not text.startswith("{"):
-        return found
-    while position < len(text):
+    while text.startswith("{", position):
         decoded = _decode(text, position)
         call = decoded and _json_call(decoded[0])
         if not decoded or not call or len(found) > MAX_CALLS:
-            return []
+            return [], position
         found.append(call)
         separator = _SEPARATOR.match(text, decoded[1])
         position = separator.end() if separator else decoded[1]
-    return found
+    return found, position
 
 
 def _json_call(source: object) -> tuple[str, dict[str, Any]] | None:
