@@ -149,6 +149,7 @@ def test_no_piece_of_a_call_is_shown_as_prose(style: CallStyle) -> None:
         ("json", '{"name": "Ada", "born": 1815}'),
         ("json", '{"name": "unknown", "parameters": {}}'),
         ("json", '{"na'),
+        ("json", '{"name": "' + 300 * "f" + '", "parameters": {}}'),
         ("json", " \n{"),
         ("pythonic", "[1, 2]"),
         ("pythonic", "[link](https://example.org)"),

@@ -20,9 +20,9 @@ class JSONArguments:
         self._escaped = False
         self.done = False
 
-    def push(self, text: str, start: int) -> tuple[str, int]:
-        """Take text from ``start`` on; the object's next piece, and where in the text it ends."""
-        position = start
+    def push(self, text: str) -> tuple[str, int]:
+        """Take more text; the object's next piece, and where in the text it ends."""
+        position = 0
         while position < len(text) and not self.done:
             plain = None if self._escaped else _JSON_PLAIN.match(text, position)
             if plain is not None:
@@ -30,7 +30,7 @@ class JSONArguments:
                 continue
             self._character(text[position])
             position += 1
-        return text[start:position], position
+        return text[:position], position
 
     def _character(self, character: str) -> None:
         if self._text:
@@ -62,9 +62,9 @@ class PythonArguments:
         self._comma = False
         self.done = False
 
-    def push(self, text: str, start: int) -> tuple[str, int]:
+    def push(self, text: str) -> tuple[str, int]:
         """As `JSONArguments.push`, the piece being JSON."""
-        position = start
+        position = 0
         while position < len(text) and not self.done:
             if self._quote:
                 position = self._inside(text, position)

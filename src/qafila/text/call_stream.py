@@ -16,6 +16,8 @@ from qafila.text.tool_grammar import CallStyle
 
 _TAGS = {"chatml": "<tool_call>", "function": "<function="}
 _QUOTED = re.compile(r'"([^"\\]*)"')
+# Longest name that `tools` reads.
+_MAX_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ Delta: TypeAlias = TextDelta | CallDelta
 
 
 class _Arguments(Protocol):
-    def push(self, text: str, start: int) -> tuple[str, int]: ...
+    def push(self, text: str) -> tuple[str, int]: ...
 
     @property
     def done(self) -> bool: ...
@@ -118,7 +120,7 @@ class CallStream:
     def _step(self, found: list[Delta]) -> bool:
         """One part of the held text; whether to go on."""
         if self._arguments is not None:
-            piece, end = self._arguments.push(self._held, 0)
+            piece, end = self._arguments.push(self._held)
             self._held = self._held[end:]
             if piece:
                 found.append(CallDelta(self._calls - 1, arguments=piece))
@@ -270,7 +272,9 @@ class _Reader:
         match = _QUOTED.match(self._text, self.position)
         if match is None:
             rest = self._text[self.position :]
-            fits = options is None or any(f'"{option}"'.startswith(rest) for option in options)
+            fits = (
+                len(rest) <= _MAX_NAME if options is None else any(f'"{option}"'.startswith(rest) for option in options)
+            )
             raise _More if fits and '"'.startswith(rest[:1]) and "\\" not in rest else _No
         if options is not None and match.group(1) not in options:
             raise _No
