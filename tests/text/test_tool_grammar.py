@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -110,12 +111,12 @@ def test_a_schema_that_refers_to_itself_everywhere_is_refused_quickly() -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_nothing_in_a_schema_begins_a_line_of_the_grammar(style: CallStyle) -> None:
     hostile = 'x"\nstart: /.*/\nPROSE: /.*/ // %json {} <tool_call> \\'
-    plain = call_grammar([tool({"a": {"enum": ["x"]}, "b": {"type": "object", "properties": {"x": {}}}})], style)
     schema = {"enum": [hostile], "description": hostile}
     inner = {"type": "object", "properties": {hostile: {}}, "title": hostile}
     made = call_grammar([ToolSchema("f", hostile, {"properties": {"a": schema, "b": inner}})], style)
-    heads = [[line.partition(":")[0] for line in text.splitlines()] for text in (plain, made)]
-    assert heads[0] == heads[1]
+    heads = [line.partition(":")[0] for line in made.splitlines()]
+    assert all(re.fullmatch(r"start|[cpFNP]\d+|[A-Z_]+", head) for head in heads)
+    assert len(set(heads)) == len(heads)
     assert "\\n" in made
 
 

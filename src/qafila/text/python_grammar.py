@@ -356,7 +356,10 @@ class _Tool:
             before = "".join(f"({item} COMMA)? " for item, _ in items[:first])
             after = "".join(f" COMMA {item}" if needed else f" (COMMA {item})?" for item, needed in items[first + 1 :])
             return f"{before}{items[first][0]}{after}{tail}"
-        names = [self._grammar.rule(item) if len(items) > 1 else item for item, _ in items]
+        # Each is written once for every item before it: a rule is shorter, but the number of rules is limited too.
+        names = [
+            self._grammar.rule(item) if len(items) * len(item) > 200 and len(items) > 1 else item for item, _ in items
+        ]
         choices = [
             name + "".join(f" (COMMA {other})?" for other in names[index + 1 :]) + tail
             for index, name in enumerate(names)
