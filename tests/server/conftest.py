@@ -77,8 +77,9 @@ def scripted_server() -> Iterator[Callable[..., tuple[str, ScriptedClient]]]:
     """Makes servers on real ports over a `ScriptedClient` called ``scripted``: (base URL, client)."""
     with ExitStack() as servers:
 
-        def make(*args: Any, **kwargs: Any) -> tuple[str, ScriptedClient]:
+        def make(*args: Any, responses: ResponseStore | None = None, **kwargs: Any) -> tuple[str, ScriptedClient]:
             client = ScriptedClient(*args, **kwargs)
-            return servers.enter_context(serving(create_app(Service(Models({"scripted": entry_of(client)}))))), client
+            app = create_app(Service(Models({"scripted": entry_of(client)})), responses=responses)
+            return servers.enter_context(serving(app)), client
 
         yield make
