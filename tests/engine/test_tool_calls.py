@@ -233,6 +233,30 @@ def test_a_tool_without_arguments_and_one_that_is_all_reference(style: CallStyle
     assert allowed(grammar, call(style, "a=True" if style == "pythonic" else '{"a": true}')) is not None
 
 
+@pytest.mark.parametrize(
+    ("schema", "fit", "unfit"),
+    [
+        ({"patternProperties": {"^x": {"type": "number"}}, "additionalProperties": False}, {"x1": 1.5}, {"y": 1}),
+        (
+            {"properties": {"n": {"type": "number"}, "m": {}}, "anyOf": [{"required": ["n"]}]},
+            {"n": 1.5, "m": [1]},
+            {"m": 1},
+        ),
+        ({"allOf": [{"properties": {"n": {"type": "number"}}}, {"title": "only"}]}, {"n": 1.5}, {"n": "1"}),
+        ({"allOf": [{"$ref": "#/$defs/n"}], "description": "old pydantic"}, {"n": 1}, {"n": "1"}),
+        ({"minProperties": 1, "additionalProperties": {"type": "number"}}, {"n": 1}, {}),
+    ],
+)
+def test_numbers_are_finite_in_less_usual_json_schemas(schema: Any, fit: Any, unfit: Any) -> None:
+    definitions = {"n": {"type": "object", "properties": {"n": {"type": "number"}}}}
+    outer = tool({"a": {"type": "object", **schema}}, **{"$defs": definitions})
+    grammar = call_grammar([outer], "json")
+    assert allowed(grammar, call("json", json.dumps({"a": fit}))) is None
+    assert allowed(grammar, call("json", json.dumps({"a": unfit}))) is not None
+    name = next(iter(fit))
+    assert allowed(grammar, call("json", f'{{"a": {{"{name}": 1e999}}}}')) is not None
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_long_text_is_no_trouble(style: CallStyle) -> None:
     text = '"' + 3000 * "x" + '"'

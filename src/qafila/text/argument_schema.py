@@ -51,7 +51,7 @@ OF_TYPE: Mapping[str, tuple[str, ...]] = {
 _COMBINING = frozenset(
     (
         *("$ref", "anyOf", "oneOf", "allOf", "not", "if", "then", "else", "enum", "const", "$dynamicRef", "$anchor"),
-        *("patternProperties", "propertyNames", "dependentSchemas", "dependentRequired", "dependencies", "contains"),
+        *("propertyNames", "dependentSchemas", "dependentRequired", "dependencies", "contains"),
         *("unevaluatedProperties", "unevaluatedItems", "x-guidance"),
     )
 )
@@ -160,11 +160,13 @@ def _rewritten(schema: Any, where: str, depth: int) -> Any:
         return schema
     kept = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
     combining = kept.keys() & _COMBINING
-    if combining:
-        alone = kept.keys() - {*_DEFINITIONS} <= {next(iter(combining))} and combining <= {"anyOf", "oneOf"}
-        if not alone:
-            return _definitions_rewritten(kept, where, depth)
-        return _each(kept, where, depth, _rewritten)
+    if combining and not (combining == {"anyOf"} and _only_requires(kept["anyOf"])):
+        alone = len(combining) == 1 and kept.keys() - {*_DEFINITIONS} == combining
+        if alone and combining <= {"anyOf", "oneOf"}:
+            return _each(kept, where, depth, _rewritten)
+        if combining == {"allOf"} and (merged := _merged(kept)) is not None:
+            return _rewritten(merged, where, depth + 1)
+        return _definitions_rewritten(kept, where, depth)
     kind = kept.get("type") or _kind(kept)
     if isinstance(kind, list):
         return _union(kept, kind, where, depth)
@@ -176,7 +178,29 @@ def _rewritten(schema: Any, where: str, depth: int) -> Any:
         kept["items"] = True
     if kind == "object":
         _close(kept)
-    return _each(kept, where, depth, _rewritten)
+    choice = kept.pop("anyOf", None)
+    result = _each(kept, where, depth, _rewritten)
+    return result if choice is None else {**result, "anyOf": choice}
+
+
+def _merged(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """A schema with an ``allOf`` of one member as one, where what both say does not differ; else None."""
+    members = [part for part in schema["allOf"] if part.keys() - ANNOTATIONS] if _schemas(schema["allOf"]) else []
+    rest = {key: value for key, value in schema.items() if key != "allOf"}
+    if len(members) != 1 or any(rest.get(key, value) != value for key, value in members[0].items()):
+        return None
+    return {**rest, **members[0]}
+
+
+def _schemas(members: object) -> bool:
+    return isinstance(members, list) and all(isinstance(part, Mapping) for part in members)
+
+
+def _only_requires(members: object) -> bool:
+    """Whether alternatives do nothing but ask for properties."""
+    return isinstance(members, list) and all(
+        isinstance(part, Mapping) and part.keys() == {"required"} for part in members
+    )
 
 
 def _definitions_rewritten(schema: dict[str, Any], where: str, depth: int) -> dict[str, Any]:
