@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
-
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from typing import Any
 
 from qafila.chat.client import ToolMode
 from qafila.server.anthropic_bodies import (
@@ -25,10 +21,9 @@ from qafila.server.anthropic_bodies import (
     ToolUseBlock,
 )
 from qafila.server.body import Body
+from qafila.server.body_parts import read_part
 from qafila.server.errors import ApiError
 from qafila.text.messages import Message, ToolCall, ToolSchema
-
-B = TypeVar("B", bound=Body)
 
 _ROLES: dict[str, tuple[str, ...]] = {
     "user": ("text", "tool_result"),
@@ -146,7 +141,7 @@ def _block(source: dict[str, Any], where: str, allowed: Sequence[str]) -> Body |
     """One content block; None of one that is left out."""
     kind = source.get("type")
     if kind in allowed:
-        return _validated(BLOCKS[str(kind)], source, where)
+        return read_part(BLOCKS[str(kind)], source, where)
     if kind in HARMLESS_BLOCKS:
         return None
     if isinstance(kind, str) and (reason := REFUSED_BLOCKS.get(kind)) is not None:
@@ -161,19 +156,9 @@ def _tool(source: dict[str, Any], where: str) -> ToolSchema:
         reason = next((why for start, why in REFUSED_TOOLS.items() if kind.startswith(start)), "there is no such type")
         message = f"{where}.type: {kind!r:.60} is not supported: {reason}; describe a tool that your program runs"
         raise ApiError(400, message, param=f"{where}.type")
-    tool = _validated(Tool, source, where)
+    tool = read_part(Tool, source, where)
     description = tool.description
     if tool.input_examples:
         examples = "\n".join(json.dumps(example, ensure_ascii=False) for example in tool.input_examples)
         description = f"{description}\nExamples of its input:\n{examples}".strip()
     return ToolSchema(tool.name, description, tool.input_schema)
-
-
-def _validated(kind: type[B], source: dict[str, Any], where: str) -> B:
-    """The same errors, at the same fields, as if FastAPI had found them in the body."""
-    try:
-        return kind.model_validate(source)
-    except ValidationError as error:
-        parts = (int(part) if part.isdecimal() else part for part in re.findall(r"\w+", where))
-        location = ("body", *parts)
-        raise RequestValidationError([{**e, "loc": (*location, *e["loc"])} for e in error.errors()]) from None

@@ -9,13 +9,12 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
-from qafila.chat.client import CallPiece, ChatRequest, Event, Finished, Generation, TextPiece, Usage
-from qafila.chat.client import GrammarSpec
+from qafila.chat.client import CallPiece, ChatRequest, Event, Finished, Generation, GrammarSpec, TextPiece, Usage
 from qafila.server.anthropic_bodies import AnthropicCountTokensBody, AnthropicMessagesBody
 from qafila.server.anthropic_content import choice, conversation, tools
 from qafila.server.errors import ApiError, as_api_error, error_body
+from qafila.server.json_response import Json, encoded
 from qafila.server.service import caller_of, service_of
 from qafila.server.streaming import EVENT_STREAM, Streamed, unless_gone
 
@@ -31,7 +30,7 @@ async def messages(request: Request, body: AnthropicMessagesBody) -> Response:
     head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": body.model}
     if body.stream:
         return Streamed(_stream(request, head, started.prompt_tokens, events, body), EVENT_STREAM)
-    return JSONResponse(await unless_gone(request, _whole(head, events, body)))
+    return Json(await unless_gone(request, _whole(head, events, body)))
 
 
 @router.post("/v1/messages/count_tokens", summary="Count a conversation's tokens, as Anthropic's API does")
@@ -43,8 +42,7 @@ async def count_tokens(request: Request, body: AnthropicCountTokensBody) -> dict
         given = ()
 
     async def count() -> int:
-        service.models.find(body.model)  # before it waits for room
-        async with service.gate.admit(caller), service.models.lease(body.model) as client:
+        async with service.lease(caller, body.model) as client:
             return await client.count(told, given)
 
     return {"input_tokens": await unless_gone(request, count())}
@@ -153,8 +151,7 @@ def _with_input(block: dict[str, Any], arguments: dict[int, list[str]]) -> dict[
 
 
 def _event(name: str, value: dict[str, Any]) -> bytes:
-    text = json.dumps({"type": name, **value}, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {name}\ndata: {text}\n\n".encode()
+    return b"event: " + name.encode() + b"\ndata: " + encoded({"type": name, **value}) + b"\n\n"
 
 
 def _delta(index: int, kind: str, key: str) -> tuple[bytes, bytes]:
@@ -210,7 +207,7 @@ async def _stream(
                     end = {"delta": _end(finished, event, body), "usage": _spent(event, body)}
                     yield closing() + _event("message_delta", end) + _event("message_stop", {})
                 if piece and body.max_tokens:
-                    yield front + json.dumps(piece, ensure_ascii=False).encode() + back
+                    yield front + encoded(piece) + back
         except Exception as error:
             # The status went out long ago; the error is an event of its own, as Anthropic sends it.
             yield _event("error", error_body(request.url.path, as_api_error(error)))
