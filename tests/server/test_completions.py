@@ -95,9 +95,9 @@ def test_a_stream(scripted):
     assert done == "[DONE]"
     # Not validated: their types do not know the null that OpenAI sends before the end.
     told = [Completion.model_construct(**json.loads(chunk)) for chunk in chunks]
-    assert [choice["text"] for chunk in told for choice in chunk.choices] == ["Hel", "lo", ""]
+    assert [choice.text for chunk in told for choice in chunk.choices] == ["Hel", "lo", ""]
     assert [chunk.usage is not None for chunk in told] == [False, False, False, True]
-    assert [choice["finish_reason"] for chunk in told for choice in chunk.choices] == [None, None, "stop"]
+    assert [choice.finish_reason for chunk in told for choice in chunk.choices] == [None, None, "stop"]
     assert len({chunk.id for chunk in told}) == 1
 
 

@@ -80,7 +80,17 @@ async def delete_response(request: Request, response_id: str) -> Response:
     return Json({"id": response_id, "object": "response", "deleted": True})
 
 
-@router.get("/v1/responses/{response_id}/input_items", summary="What a response was made from")
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    summary="What a response was made from",
+    openapi_extra={
+        "parameters": [
+            {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+            {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100}},
+            {"name": "after", "in": "query", "schema": {"type": "string"}},
+        ]
+    },
+)
 async def list_input_items(request: Request, response_id: str) -> Response:
     """The items of a response's own input (not those of the responses it continues), the latest first.
 
