@@ -6,8 +6,9 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +28,7 @@ from qafila.chat.client import (
     Usage,
 )
 from qafila.chat.options import Options
-from qafila.chat.pump import Pump
+from qafila.chat.pump import Pump, show_thread
 from qafila.engine.handle import Handle
 from qafila.engine.request import GrammarSpec, Request
 from qafila.errors import ChatError, ModelClosedError, UsageError
@@ -78,7 +79,8 @@ class LocalClient:
         self._own_pump = pump is None
         self._pump = pump or Pump(llama.engine)
         # Rendering and compiling grammars keep no other request waiting; more threads would only share the processors.
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="qafila-prepare")
+        name_prepare = partial(show_thread, "qafila-prepare")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="qafila-prepare", initializer=name_prepare)
 
     @property
     def name(self) -> str:
@@ -112,13 +114,15 @@ class LocalClient:
 
     async def chat(self, request: ChatRequest) -> AsyncIterator[Event]:
         """Answer a conversation; see `ChatClient.chat`."""
-        async for event in self._events(lambda: self._submit_chat(request), request.generation):
-            yield event
+        async with aclosing(self._events(lambda: self._submit_chat(request), request.generation)) as events:
+            async for event in events:
+                yield event
 
     async def complete(self, request: PromptRequest) -> AsyncIterator[Event]:
         """Continue a text, or fill the gap before ``suffix``."""
-        async for event in self._events(lambda: self._submit_prompt(request), request.generation):
-            yield event
+        async with aclosing(self._events(lambda: self._submit_prompt(request), request.generation)) as events:
+            async for event in events:
+                yield event
 
     async def score(self, prompt: str | Sequence[int], top: int = 0) -> list[TokenInfo]:
         """The tokens of a text with their log-probabilities, NaN for the first; ``top`` must be 0.
@@ -263,7 +267,7 @@ class LocalClient:
     async def _prepare(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def _events(self, submit: Callable[[], _Submitted], generation: Generation) -> AsyncIterator[Event]:
+    async def _events(self, submit: Callable[[], _Submitted], generation: Generation) -> AsyncGenerator[Event, None]:
         started = time.perf_counter()
         future: Future[_Submitted] = self._pool.submit(submit)
         try:
