@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from byte_tokenizer import CHATML, LLAMA3, LLAMA4, ByteTokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qafila.errors import UsageError
 from qafila.text.argument_schema import MAX_FREE_DEPTH, readable
@@ -39,6 +41,9 @@ def tool(properties: dict[str, Any] | None = None, name: str = "f", **more: Any)
         ({"$ref": "#/$defs/none"}, "nowhere"),
         ({"$ref": "#"}, "without end"),
         ({"enum": []}, "enum"),
+        ({"required": [1]}, "required"),
+        ({"properties": []}, "properties"),
+        ({"allOf": {}}, "allOf"),
         ({"enum": ["\ud800"]}, "surrogate"),
         ({"type": "colour"}, "colour"),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
@@ -106,6 +111,59 @@ def test_a_schema_that_refers_to_itself_everywhere_is_refused_quickly() -> None:
     definitions = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{j}"} for j in range(30)]} for i in range(30)}
     with pytest.raises(UsageError, match="JSON schema"):
         call_grammar([tool({"a": {"$ref": "#/$defs/d0"}}, **{"$defs": definitions, "required": ["a"]})], "pythonic")
+
+
+KEYWORDS = st.sampled_from(
+    [
+        *(
+            "type",
+            "properties",
+            "required",
+            "additionalProperties",
+            "items",
+            "prefixItems",
+            "enum",
+            "const",
+            "anyOf",
+            "oneOf",
+        ),
+        *(
+            "allOf",
+            "$ref",
+            "$defs",
+            "minItems",
+            "maxItems",
+            "minLength",
+            "maxLength",
+            "pattern",
+            "minimum",
+            "not",
+            "a",
+            "title",
+        ),
+    ]
+)
+VALUES = st.sampled_from(
+    [
+        *("object", "array", "string", "number", "integer", "null", "#", "#/$defs/a", "#/properties/a", "a", "\ud800"),
+        *(None, True, False, 0, 1, -1, 2.5, 1e308, 10**30),
+    ]
+)
+SCHEMAS = st.recursive(
+    VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=4), max_leaves=12
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(STYLES), st.dictionaries(KEYWORDS, SCHEMAS, max_size=5))
+def test_whatever_stands_for_a_schema_is_a_grammar_or_refused(style: CallStyle, schema: dict[str, Any]) -> None:
+    refusal = ""
+    try:
+        call_grammar([ToolSchema("f", "", schema)], style).encode()
+    except UsageError as error:
+        refusal = str(error)
+    assert not refusal or refusal.startswith("tools[0].parameters")
+    assert "\n" not in refusal
 
 
 @pytest.mark.parametrize("style", STYLES)

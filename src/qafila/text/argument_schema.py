@@ -61,6 +61,11 @@ _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _OBJECTS = ("properties", "patternProperties", "dependentSchemas", *_DEFINITIONS)
 
 
+# What must be a list, and what an object; the names in a list of names.
+_MUST_BE_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "required", "enum")
+_MUST_BE_NAMES = ("required", "type")
+
+
 def readable(parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The schema of a tool's arguments without annotations, rewritten as above.
 
@@ -75,6 +80,7 @@ def readable(parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
     if schema.get("type", "object") != "object":
         raise UsageError(f'{where}.type: it must be "object", not {str(schema["type"])!r:.60}')
     seen: set[str] = set()
+    _shaped(schema, where)
     while isinstance(reference := schema.get("$ref"), str):
         if reference in seen:
             raise UsageError(f"{where}: JSON schema: it matches nothing, since it requires itself without end")
@@ -84,6 +90,7 @@ def readable(parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(found, Mapping) or rest.keys() & found.keys() - ANNOTATIONS - {*_DEFINITIONS, "type"}:
             raise UsageError(f"{where}: JSON schema: the keyword '$ref' is not supported beside others here")
         schema = {**found, **rest}
+        _shaped(schema, where)
     schema["type"] = "object"
     if not schema.keys() & (_COMBINING | {"properties", "additionalProperties", "required"}):
         schema["properties"] = {}
@@ -133,12 +140,25 @@ def moved(schema: Any, to: str) -> Any:
     return result
 
 
+def _shaped(schema: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError where a keyword holds what it never can."""
+    for keys, kind, told in ((_OBJECTS, dict, "an object"), (_MUST_BE_LISTS, list, "a list")):
+        for key in keys:
+            if not isinstance(schema.get(key, kind()), kind):
+                raise UsageError(f"{where}: JSON schema: '{key}' must be {told}")
+    for key in _MUST_BE_NAMES:
+        names = schema.get(key, [])
+        if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
+            raise UsageError(f"{where}: JSON schema: '{key}' must be made of names")
+
+
 def _each(schema: Any, where: str, depth: int, rewrite: Callable[[Any, str, int], Any]) -> Any:
     """A schema without annotations, and all schemas in it as ``rewrite`` makes them."""
     if depth > MAX_DEPTH:
         raise UsageError(f"{where}: JSON schema: it is nested more than {MAX_DEPTH} levels deep")
     if not isinstance(schema, Mapping):
         return schema
+    _shaped(schema, where)
     result: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ANNOTATIONS:
@@ -158,6 +178,7 @@ def _rewritten(schema: Any, where: str, depth: int) -> Any:
         return {"$ref": f"#/$defs/{FREE}{MAX_FREE_DEPTH}"}
     if not isinstance(schema, Mapping):
         return schema
+    _shaped(schema, where)
     kept = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
     combining = kept.keys() & _COMBINING
     if combining and not (combining == {"anyOf"} and _only_requires(kept["anyOf"])):
