@@ -382,7 +382,7 @@ def official(base_url):
         yield client
 
 
-def ask(client, text="What is the capital of France?", **options):
+def ask(client, text="What is the capital of Japan?", **options):
     given = {
         "model": "default",
         "messages": [{"role": "user", "content": text}],
@@ -395,7 +395,7 @@ def ask(client, text="What is the capital of France?", **options):
 def test_official_client_whole_and_streamed(official):
     told = ask(official, temperature=0)
     ChatCompletion.model_validate(told.to_dict())
-    assert "Paris" in told.choices[0].message.content
+    assert "Tokyo" in told.choices[0].message.content
     chunks = list(ask(official, temperature=0, stream=True, stream_options={"include_usage": True}))
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == told.choices[0].message.content
@@ -418,7 +418,7 @@ def test_official_client_n_and_seed(official):
 
 def test_official_client_stop(official):
     whole = ask(official, temperature=0).choices[0].message.content
-    stop = "Paris"
+    stop = "Tokyo"
     cut = ask(official, temperature=0, stop=[stop]).choices[0]
     assert cut.message.content == whole.partition(stop)[0]
     assert cut.finish_reason == "stop"

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -14,6 +15,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+
+from qafila.server.responses_store import ResponseStore
 
 CHECKS = [
     schemathesis.checks.not_a_server_error,
@@ -25,30 +28,30 @@ CHECKS = [
 ]
 
 
-@pytest.fixture
-def document(scripted_server, tmp_path):
-    from qafila.server.responses_store import ResponseStore
-
+@pytest.mark.slow
+def test_whatever_is_sent(scripted_server, tmp_path):
     store = ResponseStore.open(f"sqlite:///{tmp_path}/server.sqlite3")
     url, client = scripted_server(responses=store)
-    yield schemathesis.openapi.from_url(f"{url}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    tried, failed = set(), []
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        tried.add(operation.path)
+
+        @settings(
+            max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        )
+        @given(case=operation.as_strategy(GenerationMode.POSITIVE) | operation.as_strategy(GenerationMode.NEGATIVE))
+        def send(case):
+            case.call_and_validate(checks=CHECKS)
+
+        try:
+            send()
+        except Exception as error:
+            failed.append(f"{operation.label}: {error}")
+    assert not failed, "\n\n".join(failed)
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/tokenize"} <= tried
     assert client.running == 0
-
-
-schema = schemathesis.pytest.from_fixture("document")
-
-
-@pytest.mark.slow
-@schema.parametrize()
-@settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-def test_whatever_is_sent(case):
-    case.call_and_validate(checks=CHECKS)
 
 
 def test_the_document(scripted):

@@ -10,10 +10,10 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from qafila.chat.client import CallPiece, ChatRequest, Event, Finished, TextPiece, TokenInfo, ToolMode, Usage
 from qafila.server.errors import ApiError, as_api_error, error_body
+from qafila.server.json_response import Json, encoded
 from qafila.server.openai_bodies import AllowedToolsChoice, ChatBody, NamedTool
 from qafila.server.service import caller_of, service_of
 from qafila.server.streaming import EVENT_STREAM, Streamed, unless_gone
@@ -32,7 +32,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return Streamed(_stream(request, head, events, body.n, usage=usage), EVENT_STREAM)
-    return JSONResponse(await unless_gone(request, _whole(head, events, body.n)))
+    return Json(await unless_gone(request, _whole(head, events, body.n)))
 
 
 def chat_request(body: ChatBody) -> ChatRequest:
@@ -158,7 +158,7 @@ async def _whole(head: dict[str, Any], events: AsyncGenerator[Event, None], n: i
 
 def data(value: object) -> bytes:
     """One server-sent event without a name."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + encoded(value) + b"\n\n"
 
 
 async def _stream(

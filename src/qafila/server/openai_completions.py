@@ -16,9 +16,9 @@ from pydantic import ConfigDict, Field
 from qafila.chat.client import Event, Finished, PromptRequest, TextPiece, TokenInfo, Usage
 from qafila.server.completion_logprobs import Logprobs
 from qafila.server.errors import ApiError, as_api_error, error_body
-from qafila.server.json_response import Json, encoded
+from qafila.server.json_response import Json
 from qafila.server.openai_bodies import Sampling
-from qafila.server.openai_chat import usage_dict
+from qafila.server.openai_chat import data, usage_dict
 from qafila.server.service import Caller, Service, caller_of, service_of
 from qafila.server.streaming import EVENT_STREAM, Streamed, unless_gone
 
@@ -280,8 +280,3 @@ async def _stream(
             yield data(error_body(request.url.path, as_api_error(error)))
             return
         yield b"data: [DONE]\n\n"
-
-
-def data(value: object) -> bytes:
-    """One server-sent event without a name."""
-    return b"data: " + encoded(value) + b"\n\n"

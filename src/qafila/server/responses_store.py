@@ -91,6 +91,7 @@ class ResponseStore:
 
     def save(self, tenant: str, caller: str, kept: Kept) -> None:
         """Keep a response."""
+        self._purge()
         row = {
             "id": kept.body["id"], "tenant": tenant, "caller": caller, "previous": kept.previous,
             "expires": self._clock() + self._seconds, "body": json.dumps(kept.body), "input": json.dumps(kept.input),
@@ -98,7 +99,6 @@ class ResponseStore:
         }  # fmt: skip
         with writing(self._engine) as connection:
             connection.execute(_RESPONSES.insert().values(row))
-        self._purge()
 
     def get(self, tenant: str, caller: str, response: str) -> Kept | None:
         """A response by id; None where the caller has no such one."""
