@@ -7,6 +7,7 @@ processor time is part of what it tells.
 from __future__ import annotations
 
 import gzip
+import heapq
 import json
 import random
 import selectors
@@ -191,11 +192,17 @@ def closed_loop(
 
 @dataclass(frozen=True)
 class Offer:
-    """One request of an open loop: when, which prompt, and after how many pieces its client leaves (None: stays)."""
+    """One request of an open loop.
+
+    Attributes:
+        at: when, in seconds. prompt: which.
+        leaves: after how many pieces its client hangs up. patience: after how many seconds. None: not at all.
+    """
 
     at: float
     prompt: int
     leaves: int | None
+    patience: float | None
 
 
 def offers(rate: float, seconds: float, prompts: int, vanishing: float, seed: int) -> Iterable[Offer]:
@@ -203,7 +210,13 @@ def offers(rate: float, seconds: float, prompts: int, vanishing: float, seed: in
     drawn = random.Random(seed)
     at = 0.0
     while (at := at + drawn.expovariate(rate)) < seconds:
-        yield Offer(at, drawn.randrange(prompts), drawn.randrange(40) if drawn.random() < vanishing else None)
+        leaves = patience = None
+        if drawn.random() < vanishing:
+            if drawn.random() < 0.5:
+                leaves = drawn.randrange(40)
+            else:
+                patience = drawn.uniform(0, 10)
+        yield Offer(at, drawn.randrange(prompts), leaves, patience)
 
 
 def open_loop(
@@ -222,14 +235,25 @@ def open_loop(
     Args:
         most: clients at once; what would be one more is held back, and counted.
         tick: is called about ``every`` so many seconds, with the seconds since the start.
-        drain: most seconds until the last replies are there, after the last request.
+        drain: seconds after the last request; who has no whole answer by then hangs up.
     """
     held_back = 0
     idle: list[Connection] = []
-    busy: set[Connection] = set()
+    busy: dict[Connection, Reply] = {}
+    impatient: list[tuple[float, int, Connection, Reply]] = []
     coming = iter(arrivals)
     following = next(coming, None)
     with selectors.DefaultSelector() as selector:
+
+        def over(connection: Connection) -> None:
+            selector.unregister(connection.socket)
+            reply = busy.pop(connection)
+            if reply.left or reply.error:
+                connection.close(abruptly=reply.left and reply.prompt % 2 == 0)
+            else:
+                idle.append(connection)
+            done(reply)
+
         started = time.perf_counter()
         next_tick, last = every, 0.0
         while following is not None or busy:
@@ -237,34 +261,30 @@ def open_loop(
             if now >= next_tick:
                 tick(now)
                 next_tick += every
+            while impatient and impatient[0][0] <= now:
+                _, _, connection, reply = heapq.heappop(impatient)
+                if busy.get(connection) is reply:
+                    reply.left, reply.ended = True, started + now
+                    over(connection)
             while following is not None and following.at <= now:
                 offer, following, last = following, next(coming, None), now
                 if len(busy) >= most:
                     held_back += 1
                     continue
                 connection = _usable(idle) or Connection(address)
-                connection.send(offer.prompt, requests[offer.prompt], offer.leaves)
-                busy.add(connection)
+                reply = busy[connection] = connection.send(offer.prompt, requests[offer.prompt], offer.leaves)
                 selector.register(connection.socket, selectors.EVENT_READ, connection)
+                if offer.patience is not None:
+                    heapq.heappush(impatient, (now + offer.patience, id(reply), connection, reply))
             if following is None and now - last > drain:
                 break
-            wait = next_tick - now if following is None else min(next_tick, following.at) - now
-            for key, _ in selector.select(max(0.0, wait)):
-                connection = key.data
-                if not connection.receive():
-                    continue
-                selector.unregister(connection.socket)
-                busy.discard(connection)
-                reply = connection.reply
-                if reply.left or reply.error:
-                    connection.close(abruptly=reply.left and reply.prompt % 2 == 0)
-                else:
-                    idle.append(connection)
-                done(reply)
-        for connection in busy:
-            connection.reply.error = f"no answer {drain:.0f} s after the last request"
-            done(connection.reply)
-            connection.close()
+            dues = [next_tick, *(item[0] for item in impatient[:1]), *([following.at] if following else ())]
+            for key, _ in selector.select(max(0.0, min(dues) - now)):
+                if key.data.receive():
+                    over(key.data)
+        for connection, reply in list(busy.items()):
+            reply.left = True
+            over(connection)
         for connection in idle:
             connection.close()
     return held_back

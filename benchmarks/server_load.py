@@ -97,7 +97,7 @@ def side_by_side(
     found: dict[str, list[Figures]] = {"ours": []}
     with ExitStack() as stack:
         command, port = qafila(model)
-        ours = stack.enter_context(running(command, port, "/v1/models", log))
+        ours = stack.enter_context(running(command, port, "/readyz", log))
         name = json.loads(ours.get("/v1/models")[1])["data"][0]["id"]
         sides: dict[str, tuple[Server, str]] = {"ours": (ours, name)}
         if binary is not None:
@@ -138,7 +138,7 @@ def idle(model: Path, options: argparse.Namespace, source: Chats, log: Path) -> 
     rates: dict[str, list[float]] = {"with": [], "without": []}
     alive = []
     command, port = qafila(model)
-    with running(command, port, "/v1/models", log) as server:
+    with running(command, port, "/readyz", log) as server:
         name = json.loads(server.get("/v1/models")[1])["data"][0]["id"]
         count = requests_for(4, options.quick)
         run(server, name, source.take(8), 4)

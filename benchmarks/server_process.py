@@ -77,8 +77,13 @@ def running(command: Sequence[str], port: int, ready: str, log: Path) -> Iterato
     Raises:
         SystemExit: it does not come up, or does not end within a minute of being asked to.
     """
+    # Nothing of the user's: no keys, no stored answers.
+    environment = {name: value for name, value in os.environ.items() if name != "QAFILA_API_KEY"}
+    environment["QAFILA_DATABASE"] = f"sqlite:///{log.parent}/server.sqlite3"
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
     server = Server(process, ("127.0.0.1", port))
     try:
         give_up = time.monotonic() + 120
