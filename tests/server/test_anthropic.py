@@ -9,13 +9,18 @@ import time
 import typing
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
+from fastapi import Request
 
 from qafila.chat.client import ChatRequest, Event, Finished, Started, Usage
 from qafila.errors import ChatError, ContextLengthError
 from qafila.server import anthropic_bodies as bodies
+from qafila.server.anthropic_models import model_page
+from qafila.server.errors import ApiError
+from qafila.server.models import Entry, Models
 from qafila.text.messages import Message, ToolCall
 
 anthropic = pytest.importorskip("anthropic")
@@ -384,6 +389,27 @@ def test_count_tokens(scripted) -> None:
     assert not model.asked
 
 
+def test_pages_of_models() -> None:
+    async def load() -> Any:
+        raise AssertionError("nothing is loaded for a list")
+
+    models = Models({name: Entry(name, name, load) for name in "abcd"})
+
+    def page(**query: str) -> tuple[list[str], bool]:
+        scope = {"type": "http", "query_string": urlencode(query).encode(), "headers": []}
+        found = model_page(Request(scope), models)
+        assert (found["first_id"], found["last_id"]) == (found["data"][0]["id"], found["data"][-1]["id"])
+        return [model["id"] for model in found["data"]], found["has_more"]
+
+    assert page() == (["a", "b", "c", "d"], False)
+    assert page(limit="3") == (["a", "b", "c"], True)
+    assert page(limit="3", after_id="a") == (["b", "c", "d"], False)
+    assert page(limit="2", before_id="d") == (["b", "c"], True)
+    for wrong in ({"limit": "0"}, {"limit": "x"}, {"limit": "1001"}, {"after_id": "e"}, {"before_id": ""}):
+        with pytest.raises(ApiError, match=next(iter(wrong))):
+            page(**wrong)
+
+
 def test_a_client_that_goes_away_ends_its_request(scripted_server) -> None:
     url, model = scripted_server(["x"] * 1000, delay=0.01)
     with (
@@ -503,6 +529,15 @@ def test_real_messages(real) -> None:
                                  messages=[*ASK, message.to_param(), {"role": "user", "content": "Sure?"}],
                                  extra_body={"temperature": 0})  # fmt: skip
     assert again.usage.cache_read_input_tokens > 0
+
+
+def test_real_models(real) -> None:
+    page = real.models.list(limit=1)
+    assert [model.id for model in page] == ["default"]
+    assert page.has_more is False
+    assert real.models.retrieve("default").type == "model"
+    with pytest.raises(anthropic.NotFoundError):
+        real.models.retrieve("claude")
 
 
 def test_real_stream(real) -> None:
