@@ -3,7 +3,7 @@
 #   make WORKERS=4 test     test processes (default: the processor's cores, at most 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-all sanitize cross lint docs interop bench-peers clean distclean
+.PHONY: help chat serve test test-all sanitize cross lint docs interop bench-peers clean distclean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
@@ -11,6 +11,7 @@ PY ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo "$$n")
 PYTEST_ARGS ?=
+SERVE_ARGS ?=
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -27,6 +28,9 @@ help: ## this list
 
 chat: $(VENV)/.runtime ## talk with the default model (fetched once); lines on a pipe are answered one by one
 	@$(PYTHON) -m qafila chat default
+
+serve: $(VENV)/.serve ## the default model behind a chat page and an OpenAI-compatible API; SERVE_ARGS="--port 9000" for more
+	@$(PYTHON) -m qafila serve default $(SERVE_ARGS)
 
 test: $(VENV)/.dev lint ## lint, types, import rules, and every test that takes seconds
 	@$(PYTEST) -m "not slow"
@@ -58,7 +62,7 @@ bench-peers: $(VENV)/.peers ## build llama-cpp-python into .venv (5 to 10 minute
 clean: ## delete what was built; .venv and the model cache stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find src tests scripts -name __pycache__ -prune -exec rm -rf {} +
-	@rm -f $(VENV)/.runtime $(VENV)/.dev $(VENV)/.peers
+	@rm -f $(VENV)/.runtime $(VENV)/.serve $(VENV)/.dev $(VENV)/.peers
 
 distclean: clean ## delete .venv too
 	@rm -rf $(VENV)
@@ -77,6 +81,13 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt $(NATIVE)
 	@printf 'cmake_minimum_required(VERSION 3.20)\n' > $(VENV)/version.cmake
 	@cmake -P $(VENV)/version.cmake > /dev/null 2>&1 || $(PIP) cmake ninja
 	@$(PIP) --no-build-isolation --editable .
+	@$(PYTHON) -m compileall -q src/qafila
+	@touch $@
+
+# What serves: the same, and what the server needs; still no torch.
+$(VENV)/.serve: $(VENV)/.runtime
+	@echo "installing what the server needs into $(VENV)" >&2
+	@$(PIP) --no-build-isolation --editable '.[serve]'
 	@$(PYTHON) -m compileall -q src/qafila
 	@touch $@
 

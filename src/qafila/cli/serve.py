@@ -19,6 +19,7 @@ from qafila.errors import StorageError, UsageError
 if TYPE_CHECKING:
     from qafila.server.keys import Keyring
     from qafila.server.settings import Settings
+    from qafila.server.upstreams import Upstream
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -38,6 +39,21 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter on the first model (NAME@MODEL=FOLDER: on another)."),
     ] = None,
+    models_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="More models, adapters and upstreams, with options each (TOML).")
+    ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Another server (vLLM, SGLang, ...) whose models are served here, too."),
+    ] = None,
+    upstream_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=THEIRS", help="Only this model of the upstream, under this name; may be repeated."),
+    ] = None,
+    upstream_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds the upstream's key.")
+    ] = None,
+    upstream_key_file: Annotated[Path | None, typer.Option(help="File that holds the upstream's key.")] = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     kv_type: opt.KvType = None,
@@ -62,6 +78,9 @@ def command(
             help="For keys and stored answers (default: SQLite in QAFILA_HOME).",
         ),
     ] = None,
+    keep_responses: Annotated[
+        str, typer.Option(metavar="TIME", help="How long answers of /v1/responses are kept (30d); `never` keeps none.")
+    ] = "30d",
     allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Answer requests without a key.")] = False,
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="One more name that this server is reached by.")
@@ -96,10 +115,11 @@ def command(
     try:
         from qafila.server.assemble import assemble
         from qafila.server.logs import set_up
+        from qafila.server.model_list import entries_from
         from qafila.server.models import Models
+        from qafila.server.responses_store import ResponseStore
         from qafila.server.run import listen, run, url_of
         from qafila.server.settings import Settings
-        from qafila.server.sources import local_entries
         from qafila.server.traces import Tracer
     except ModuleNotFoundError as error:
         raise UsageError(f"serve: {error.name} is missing; `pip install 'qafila[serve]'` brings it") from None
@@ -125,15 +145,18 @@ def command(
     options = {
         "threads": threads, "context": context, "kv_type": kv_type, "draft": draft, "device": device, "dtype": dtype
     }  # fmt: skip
-    entries = local_entries(models or ["default"], adapter or (), options)
+    upstreams = _upstreams(upstream or (), upstream_model or (), upstream_key_env, upstream_key_file)
+    entries = entries_from(models or (), adapter or (), upstreams, options, models_file)
     registry = Models(
         entries,
         memory_limit=None if memory_limit is None else _bytes(memory_limit, "--memory-limit"),
         idle_unload=None if idle_unload is None else _seconds(idle_unload, "--idle-unload"),
     )
+    kept = None if keep_responses == "never" else _seconds(keep_responses, "--keep-responses")
     keyring = _keyring(settings, api_key_file, database)
+    responses = None if kept is None else ResponseStore.open(database, days=kept / 86400)
     tracer = None if otlp_endpoint is None else Tracer.over_http(otlp_endpoint)
-    set_up("json" if log_format == "json" else "human", log_level)
+    set_up("json" if log_format == "json" else "human", log_level, told=log_prompts)
     listener = listen(host, port)
     url, first = url_of(listener), next(iter(entries))
 
@@ -153,12 +176,28 @@ def command(
             )
         sys.stdout.flush()
 
-    app = assemble(registry, settings, keyring=keyring, tracer=tracer)
+    app = assemble(registry, settings, keyring=keyring, tracer=tracer, responses=responses)
     try:
         return run(app, listener, settings, preload=None if lazy else first, ready=ready)
     finally:
         if tracer is not None:
             tracer.close()
+
+
+def _upstreams(
+    urls: Sequence[str], models: Sequence[str], key_env: str | None, key_file: Path | None
+) -> list[Upstream]:
+    """Upstreams of the command line; names and keys are those of the only one.
+
+    Raises:
+        UsageError: it is not clear which upstream an option is for, or a value makes no sense.
+    """
+    from qafila.server.model_list import upstream_of
+
+    if len(urls) != 1 and (models or key_env is not None or key_file is not None):
+        way_out = "list several in --models-file" if urls else "add --upstream URL"
+        raise UsageError(f"--upstream-model and --upstream-key-... are for exactly one --upstream; {way_out}")
+    return [upstream_of(url, models, key_env, key_file) for url in urls]
 
 
 def _keyring(settings: Settings, file: Path | None, database: str | None) -> Keyring:

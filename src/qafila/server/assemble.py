@@ -9,17 +9,23 @@ from qafila.server.keys import Keyring
 from qafila.server.limits import Limits
 from qafila.server.metrics import Metrics, Watcher
 from qafila.server.models import Models
+from qafila.server.responses_store import ResponseStore
 from qafila.server.service import Service
 from qafila.server.settings import Settings
 from qafila.server.traces import Tracer
 
 
 def assemble(
-    models: Models, settings: Settings, *, keyring: Keyring | None = None, tracer: Tracer | None = None
+    models: Models,
+    settings: Settings,
+    *,
+    keyring: Keyring | None = None,
+    tracer: Tracer | None = None,
+    responses: ResponseStore | None = None,
 ) -> FastAPI:
-    """An application with limits, metrics and, if there is a tracer, traces."""
+    """An application with limits, metrics and, if there is a tracer, traces; see `create_app` for the rest."""
     limits = Limits(settings)
     metrics = Metrics(models, limits)
     watcher = Watcher(metrics, tracer, texts=settings.log_prompts)
     service = Service(models, gate=limits, observer=watcher, timeout=settings.timeout)
-    return create_app(service, settings, keyring=keyring, metrics=metrics)
+    return create_app(service, settings, keyring=keyring, metrics=metrics, responses=responses)

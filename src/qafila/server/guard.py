@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qafila.server import logs
-from qafila.server.errors import ApiError, error_body
+from qafila.server.errors import ApiError, as_api_error, error_body
 from qafila.server.health import Lifecycle
 from qafila.server.keys import SCOPES, Keyring, Unknown
 from qafila.server.limits import Limits
@@ -168,9 +168,11 @@ class Guard:
             if not self._lifecycle.stopping:
                 raise
         except Exception as error:
-            logs.failure(error, record, told=self._settings.log_prompts)
+            # What was answered in full was logged where it was answered.
             if not record.status:
-                await _refuse(passed, asked.path, ApiError(500, "the server failed on this request"), record)
+                await _refuse(passed, asked.path, as_api_error(error), record)
+            elif not record.whole:
+                logs.failure(error)
         finally:
             CURRENT.reset(token)
             self._note(scope, asked, record)

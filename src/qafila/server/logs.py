@@ -14,7 +14,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, TypeAlias
 
-from qafila.server.record import Record
+from qafila.server.record import CURRENT, Record
 
 Format: TypeAlias = Literal["human", "json"]
 
@@ -23,6 +23,8 @@ SERVER = logging.getLogger("qafila.server")
 
 _FAILED = 500
 _REFUSED = 400
+# Of a traceback, the innermost.
+_FRAMES = 8
 # Asked for every few seconds by machines, or by the dozen by one page.
 _HEALTH = ("/healthz", "/readyz")
 _QUIET = ("/metrics", "/pages/{path:path}")
@@ -64,16 +66,21 @@ def access_fields(record: Record) -> dict[str, Any]:
     return fields
 
 
-def failure(error: BaseException, record: Record, *, told: bool) -> None:
-    """Log an exception that nobody foresaw: where it came from, and what it says if ``told``."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]]
-    what = f"{type(error).__name__}: {error}" if told else type(error).__name__
-    SERVER.error("request failed: %s", what, extra={"fields": {"id": record.id, "path": record.path, "trace": where}})
+def failure(error: BaseException) -> None:
+    """Log an exception that nobody foresaw."""
+    SERVER.error("a request failed", exc_info=error)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line.
+
+    Args:
+        told: whether what exceptions say is told, too; it may quote a prompt.
+    """
+
+    def __init__(self, *, told: bool = False) -> None:
+        super().__init__()
+        self._told = told
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -85,18 +92,25 @@ class JsonLines(logging.Formatter):
         if message := record.getMessage():
             line["message"] = message
         line |= getattr(record, "fields", {})
-        if record.exc_info and record.exc_info[0] is not None:
-            line["exception"] = _place(record)
+        line |= _exception(record, self._told)
         return json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 class Lines(logging.Formatter):
-    """One line for people; what comes from outside cannot begin another."""
+    """One line for people; what comes from outside cannot begin another.
+
+    Args:
+        told: whether what exceptions say is told, too.
+    """
+
+    def __init__(self, *, told: bool = False) -> None:
+        super().__init__()
+        self._told = told
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
-        fields = dict(getattr(record, "fields", {}))
+        fields = {**getattr(record, "fields", {}), **_exception(record, self._told)}
         words = [at]
         if record.name == ACCESS.name:
             words += [str(fields.pop(name)) for name in ("status", "method", "path", "key")]
@@ -104,18 +118,22 @@ class Lines(logging.Formatter):
         else:
             words += [record.levelname.lower(), record.getMessage()]
         words += [f"{name}={value}" for name, value in fields.items()]
-        if record.exc_info and record.exc_info[0] is not None:
-            words.append(_place(record))
         text = " ".join(words)
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _place(record: logging.LogRecord) -> str:
-    assert record.exc_info is not None
-    kind, _, trace = record.exc_info
-    frames = traceback.extract_tb(trace)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return f"{kind.__name__ if kind else ''}{where}"
+def _exception(record: logging.LogRecord, told: bool) -> dict[str, Any]:
+    """What, where, and in which request; nothing for a record without an exception."""
+    if not record.exc_info or record.exc_info[1] is None:
+        return {}
+    error = record.exc_info[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    request = CURRENT.get()
+    return {
+        "exception": f"{type(error).__name__}: {error}" if told else type(error).__name__,
+        "trace": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-_FRAMES:]],
+        **({} if request is None else {"id": request.id, "path": request.path}),
+    }
 
 
 class _Noise(logging.Filter):
@@ -126,10 +144,14 @@ class _Noise(logging.Filter):
         return not record.getMessage().startswith(("ASGI callable returned without", "Cancel ", "Exception in ASGI"))
 
 
-def set_up(format: Format, level: str, stream: TextIO | None = None) -> None:
-    """Send the server's logs to ``stream`` (standard error by default), from ``level`` on."""
+def set_up(format: Format, level: str, *, told: bool = False, stream: TextIO | None = None) -> None:
+    """Send the server's logs to ``stream`` (standard error by default), from ``level`` on.
+
+    Args:
+        format: of the lines. level: debug, info, warning or error. told: whether what exceptions say is told.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if format == "json" else Lines())
+    handler.setFormatter(JsonLines(told=told) if format == "json" else Lines(told=told))
     handler.addFilter(_Noise())
     for name in ("qafila", "uvicorn"):
         logger = logging.getLogger(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -167,12 +168,10 @@ class Watcher:
 
     async def watch(self, caller: Caller, model: str, events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
         """The same events, seen."""
-        record = CURRENT.get() or Record("-", "-", "-")
-        record.model = model
-        record.prompt = record.cached = record.generated = 0
-        record.first = 0.0
-        if self._texts:
-            record.answer = []
+        whole = CURRENT.get()
+        # One request of HTTP may run several: each is counted for itself, and then together for the log.
+        record = Record("-", "-", "-") if whole is None else replace(whole, prompt=0, cached=0, generated=0, first=0.0)
+        record.model, record.answer = model, [] if self._texts else None
         span = self._tracer.start(record, model) if self._tracer is not None else None
         reasons: list[str] = []
         last = 0.0
@@ -203,6 +202,8 @@ class Watcher:
             raise
         finally:
             self._count(record, model, outcome, last, len(reasons))
+            if whole is not None:
+                whole.add(record)
             if span is not None:
                 span.end(record, reasons, failure)
 

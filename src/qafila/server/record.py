@@ -37,6 +37,16 @@ class Record:
     body: str | None = None
     answer: list[str] | None = None
 
+    def add(self, run: Record) -> None:
+        """Take in what a model did for this request."""
+        self.model = run.model
+        self.prompt += run.prompt
+        self.cached += run.cached
+        self.generated += run.generated
+        self.first = self.first or run.first
+        if run.answer is not None:
+            self.answer = [*(self.answer or ()), *run.answer]
+
 
 # The request that the running task answers; tasks that it starts inherit it.
 CURRENT: ContextVar[Record | None] = ContextVar("qafila_request", default=None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qafila import __version__
 from qafila.errors import UsageError
-from qafila.server.errors import as_api_error
+from qafila.server.errors import ApiError
 from qafila.server.record import Record
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ class Generated:
             messages = [{"role": "assistant", "parts": parts}]
             span.set_attribute("gen_ai.output.messages", json.dumps(messages, ensure_ascii=False))
         if failure is not None:
-            told = as_api_error(failure)
-            span.set_attribute("error.type", told.code or type(failure).__name__)
+            code = failure.code if isinstance(failure, ApiError) else None
+            span.set_attribute("error.type", code or type(failure).__name__)
             span.set_status(StatusCode.ERROR)
         elif not reasons:
             span.set_attribute("error.type", "cancelled")
