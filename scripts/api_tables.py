@@ -13,6 +13,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
+from qafila.server import anthropic_bodies, ollama_bodies
 from qafila.server.app import ROUTERS
 from qafila.server.body import Body
 
@@ -45,18 +46,32 @@ def listed(title: str, options: Mapping[str, str]) -> list[str]:
     return [f"- {title}:", *(f"  - `{name}`: {reason}" for name, reason in sorted(options.items()))] if options else []
 
 
+def told(body: type[Body]) -> list[str]:
+    """The three lists of a body."""
+    fields = sorted(field.alias or name for name, field in body.model_fields.items())
+    return [
+        f"- Honoured: {', '.join(f'`{field}`' for field in fields)}",
+        *listed("Accepted, and changes nothing", body.harmless),
+        *listed("Refused", body.refused),
+        "",
+    ]
+
+
 def page() -> str:
     """The whole page."""
     lines = [INTRODUCTION]
     for name, route, body in routes():
         lines += [f"## `{name}`", "", f"{route.summary or route.name}.", ""]
-        if body is None:
-            continue
-        fields = sorted(field.alias or name for name, field in body.model_fields.items())
-        lines += [f"- Honoured: {', '.join(f'`{field}`' for field in fields)}"]
-        lines += listed("Accepted, and changes nothing", body.harmless)
-        lines += listed("Refused", body.refused)
-        lines += [""]
+        if body is not None:
+            lines += told(body)
+    for api, parts in (("Anthropic", anthropic_bodies.PARTS), ("Ollama", ollama_bodies.PARTS)):
+        lines += [f"## Inside the bodies of {api}'s API", ""]
+        for name, body in parts.items():
+            lines += [f"### `{name}`", "", *told(body)]
+        if api == "Anthropic":
+            for name, (harmless, refused) in anthropic_bodies.TYPES.items():
+                lines += [f"### `{name}`", "", *listed("Accepted, and changes nothing", harmless)]
+                lines += [*listed("Refused", refused), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -504,6 +504,15 @@ def test_every_key_of_what_is_inside_is_listed(module: str, name: str, body: typ
     assert set(typing.get_type_hints(kind)) - known(body) == set()
 
 
+def test_every_body_is_documented() -> None:
+    mine = {
+        kind
+        for name, kind in vars(bodies).items()
+        if isinstance(kind, type) and issubclass(kind, bodies.Body) and kind is not bodies.Body and name[0] != "_"
+    }
+    assert mine == {*bodies.PARTS.values(), *(bodies.AnthropicMessagesBody, bodies.AnthropicCountTokensBody)}
+
+
 # The real client against the real server.
 
 

@@ -378,6 +378,24 @@ def test_every_option_and_every_field_of_a_message_is_listed() -> None:
     assert set(ollama.Message.model_fields) - known(bodies.OllamaMessage) == set()
 
 
+def test_every_body_is_documented() -> None:
+    mine = {
+        kind
+        for name, kind in vars(bodies).items()
+        if isinstance(kind, type) and issubclass(kind, bodies.Body) and kind is not bodies.Body and name[0] != "_"
+    }
+    assert mine == {
+        *bodies.PARTS.values(),
+        *(
+            bodies.OllamaChatBody,
+            bodies.OllamaGenerateBody,
+            bodies.OllamaEmbedBody,
+            bodies.OllamaEmbeddingsBody,
+            bodies.OllamaShowBody,
+        ),
+    }
+
+
 # The real client against the real server.
 
 

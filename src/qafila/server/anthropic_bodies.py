@@ -229,13 +229,24 @@ REFUSED_TOOLS = {
     "browser_": "Anthropic's models know it by heart, this one does not",
 }
 
-ENDPOINTS: dict[str, type[Body]] = {
-    "POST /v1/messages": AnthropicMessagesBody,
-    "POST /v1/messages/count_tokens": AnthropicCountTokensBody,
-}
-#: What is inside of those bodies and read by itself.
+#: Types of content blocks that are honoured.
 BLOCKS: dict[str, type[Body]] = {
     "text": TextBlock,
     "tool_use": ToolUseBlock,
     "tool_result": ToolResultBlock,
+}
+#: What is inside of the bodies, for the documentation.
+PARTS: dict[str, type[Body]] = {
+    "messages[]": AnthropicMessage,
+    **{f"messages[].content[], type {name}": block for name, block in BLOCKS.items()},
+    "tools[]": Tool,
+    "tool_choice": ToolChoice,
+    "output_config": OutputConfig,
+    "output_config.format": OutputFormat,
+    "context_management": ContextManagement,
+}
+#: Values of ``type`` inside of the bodies, for the documentation: (accepted without effect, refused).
+TYPES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "messages[].content[].type": (HARMLESS_BLOCKS, REFUSED_BLOCKS),
+    "tools[].type": ({}, {f"{start}*": reason for start, reason in REFUSED_TOOLS.items()}),
 }

@@ -213,3 +213,12 @@ class OllamaToolCall(Body):
     id: str | None = None
     type: Literal["function"] = "function"
     function: OllamaFunctionCall
+
+
+#: What is inside of the bodies, for the documentation.
+PARTS: dict[str, type[Body]] = {
+    "options": OllamaOptions,
+    "messages[]": OllamaMessage,
+    "messages[].tool_calls[]": OllamaToolCall,
+    "messages[].tool_calls[].function": OllamaFunctionCall,
+}
