@@ -83,3 +83,9 @@ def scripted_server() -> Iterator[Callable[..., tuple[str, ScriptedClient]]]:
             return servers.enter_context(serving(app)), client
 
         yield make
+
+
+@pytest.fixture(name="serving")
+def serving_fixture() -> Callable[[Any], Any]:
+    """`serving`: a context manager that serves an application on a port."""
+    return serving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import secrets
 import time
@@ -14,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qafila.chat import options as opt
-from qafila.chat.answer import Answer, token_text
+from qafila.chat.answer import Answer, describe
 from qafila.chat.client import (
     Abilities,
     ChatRequest,
@@ -30,8 +31,8 @@ from qafila.chat.client import (
 from qafila.chat.options import Options
 from qafila.chat.pump import Pump, show_thread
 from qafila.engine.handle import Handle
-from qafila.engine.request import GrammarSpec, Request
-from qafila.errors import ChatError, ModelClosedError, UsageError
+from qafila.engine.request import GrammarSpec, Request, Token
+from qafila.errors import ChatError, ModelClosedError
 from qafila.text.call_stream import CallStream
 from qafila.text.messages import Message, ToolSchema
 from qafila.text.tool_grammar import call_grammar
@@ -125,14 +126,8 @@ class LocalClient:
                 yield event
 
     async def score(self, prompt: str | Sequence[int], top: int = 0) -> list[TokenInfo]:
-        """The tokens of a text with their log-probabilities, NaN for the first; ``top`` must be 0.
-
-        Raises:
-            UsageError: likeliest tokens are asked for: they are told of generated tokens alone.
-        """
-        if top:
-            raise UsageError("logprobs of the prompt name no other tokens: ask for 0 of them, or leave echo out")
-        return await self._prepare(lambda: self._score(prompt))
+        """The tokens of a text with their log-probabilities (NaN: the first), and the ``top`` likeliest beside each."""
+        return await self._prepare(lambda: self._score(prompt, top))
 
     async def embed(self, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean") -> Embedded:
         """A vector a text."""
@@ -166,6 +161,8 @@ class LocalClient:
             await asyncio.to_thread(self._pump.close)
         if self._owns_model:
             await asyncio.to_thread(self._llama.close)
+            # Tokenizer, tables of grammars and the mapped file hang together in cycles; their memory is wanted now.
+            await asyncio.to_thread(gc.collect)
 
     # Making requests. In a thread of the pool.
 
@@ -253,13 +250,15 @@ class LocalClient:
         except ChatError:
             return None
 
-    def _score(self, prompt: str | Sequence[int]) -> list[TokenInfo]:
+    def _score(self, prompt: str | Sequence[int], top: int) -> list[TokenInfo]:
+        from qafila.engine.score import Scored, score_beside
+
         tokenizer = self._llama.tokenizer
         ids = self._llama.prompt_ids(prompt)
-        logprobs = self._llama.score(ids).logprobs if len(ids) > 1 else ()
+        scored = score_beside(self._llama.engine, ids, top, adapter=self._adapter) if len(ids) > 1 else []
         return [
-            TokenInfo(i, token_text(tokenizer, i), tokenizer.token_bytes(i), logprob)
-            for i, logprob in zip(ids, (math.nan, *logprobs), strict=True)
+            describe(Token(i, one.logprob, top=one.top), tokenizer)
+            for i, one in zip(ids, (Scored(math.nan), *scored), strict=True)
         ]
 
     # Running them. In the event loop.
