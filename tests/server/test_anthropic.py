@@ -325,6 +325,7 @@ def with_blocks(*blocks: dict[str, Any], role: str = "user") -> dict[str, Any]:
         (with_blocks({"type": "text"}), "messages[0].content[0].text: "),
         (with_blocks({"type": "text", "text": "a", "b": 1}), "messages[0].content[0].b: unknown option"),
         (with_blocks({"type": "nonsense"}), "messages[0].content[0].type: 'nonsense'"),
+        (with_blocks({"type": ["text"]}), "messages[0].content[0].type: ['text'] cannot be here"),
         (with_blocks({"text": "a"}), "messages[0].content[0].type: missing"),
         (with_blocks({"type": "tool_use"}), "messages[0].content[0].type: 'tool_use' cannot be here"),
         (with_blocks({"type": "tool_use", "id": "a", "name": "b"}, role="assistant"),

@@ -140,12 +140,13 @@ def _texts(content: str | Sequence[dict[str, Any]], where: str) -> list[str]:
 def _block(source: dict[str, Any], where: str, allowed: Sequence[str]) -> Body | None:
     """One content block; None of one that is left out."""
     kind = source.get("type")
-    if kind in allowed:
-        return read_part(BLOCKS[str(kind)], source, where)
-    if kind in HARMLESS_BLOCKS:
-        return None
-    if isinstance(kind, str) and (reason := REFUSED_BLOCKS.get(kind)) is not None:
-        raise ApiError(400, f"{where}: blocks of type {kind} are not supported: {reason}", param=where)
+    if isinstance(kind, str):  # else it may not even be looked up
+        if kind in allowed:
+            return read_part(BLOCKS[kind], source, where)
+        if kind in HARMLESS_BLOCKS:
+            return None
+        if (reason := REFUSED_BLOCKS.get(kind)) is not None:
+            raise ApiError(400, f"{where}: blocks of type {kind} are not supported: {reason}", param=where)
     message = f"{where}.type: {kind!r:.60} cannot be here; there are {', '.join(allowed)}"
     raise ApiError(400, message if "type" in source else f"{where}.type: missing", param=f"{where}.type")
 
