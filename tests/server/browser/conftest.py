@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,6 +64,34 @@ class Watched:
         context.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
 
 
+class ChatPage:
+    """A Playwright page with what one does on a chat page."""
+
+    def __init__(self, page: Any) -> None:
+        self._page = page
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._page, name)
+
+    def ask(self, text: str) -> None:
+        """Write and send, and wait for the whole answer."""
+        self.fill("#prompt", text)
+        self.click("#send")
+        self.wait_for_selector(".message.assistant")
+        self.wait_for_selector(".message.assistant[aria-busy=true]", state="detached")
+
+    def answer(self) -> str:
+        """The text of the last answer."""
+        return str(self.locator(".message.assistant .answer").last.inner_text())
+
+    def until(self, condition: str) -> None:
+        """Wait for an expression to become true (`wait_for_function` needs eval, which the page's policy forbids)."""
+        end = time.monotonic() + 20
+        while not self.evaluate(condition):
+            assert time.monotonic() < end, condition
+            self.wait_for_timeout(30)
+
+
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens the chat page of a server: ``open_page(url, locale="ar", viewport=..., expected=[...])``.
@@ -81,7 +110,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         watched.append(watcher)
         page = context.new_page()
         page.goto(url)
-        return page
+        return ChatPage(page)
 
     yield make
     complaints = [line for watcher in watched for line in watcher.complaints]
