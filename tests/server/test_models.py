@@ -11,10 +11,12 @@ from scripted_client import ScriptedClient
 
 from qafila.chat.client import ChatRequest, Generation, whole
 from qafila.errors import FormatError, ModelNotFoundError, UsageError
+from qafila.server.app import create_app
 from qafila.server.errors import ApiError
 from qafila.server.local_models import adapter_entry, local_entry
 from qafila.server.model_list import entries_from, read_model_list, upstream_of
 from qafila.server.models import Entry, Models
+from qafila.server.service import Service
 from qafila.text.messages import Message
 
 
@@ -503,3 +505,18 @@ def test_values_of_the_command_line():
     assert upstream.models == {"a": "a", "b": "org/b"}
     with pytest.raises(UsageError, match="twice"):
         upstream_of("http://x", ["a", "a=b"])
+
+
+def test_adapters_are_listed_with_their_base():
+    from fastapi.testclient import TestClient
+
+    shelf = Shelf()
+    base = shelf.entry("base")
+    app = create_app(Service(Models({"base": base, "tuned": shelf.entry("tuned", 1, base)})))
+    with TestClient(app, base_url="http://127.0.0.1") as http:
+        listed = http.get("/v1/models").json()["data"]
+    assert [(each["id"], each["root"], each["parent"]) for each in listed] == [
+        ("base", "base", None),
+        ("tuned", "base", "base"),
+    ]
+    assert shelf.log == []

@@ -30,4 +30,7 @@ async def get_model(request: Request, name: str) -> dict[str, Any]:
 
 
 def _model(entry: Entry) -> dict[str, Any]:
-    return {"id": entry.name, "object": "model", "created": entry.created, "owned_by": "qafila"}
+    # The last two as vLLM tells of adapters.
+    base = entry.base.name if entry.base is not None else None
+    told = {"id": entry.name, "object": "model", "created": entry.created, "owned_by": "qafila"}
+    return {**told, "root": base or entry.name, "parent": base}
