@@ -49,10 +49,12 @@ lint: $(VENV)/.dev ## ruff (lint and format), mypy --strict, import-linter, gene
 	@$(PYTHON) -m ruff format --quiet --check . || { echo "error: not formatted: run $(VENV)/bin/ruff format" >&2; exit 1; }
 	@$(PYTHON) -m mypy --no-error-summary
 	@$(PYTHON) $(VENV)/bin/lint-imports --no-logo > $(VENV)/.imports 2>&1 || { cat $(VENV)/.imports; exit 1; }
-	@$(PYTHON) scripts/models_table.py --check
+	@$(PYTHON) scripts/models_table.py --check || { echo "error: docs/models.md is old: run make docs" >&2; exit 1; }
+	@$(PYTHON) scripts/api_tables.py --check || { echo "error: docs/api.md is old: run make docs" >&2; exit 1; }
 
-docs: $(VENV)/.dev ## write the generated pages again (docs/models.md)
+docs: $(VENV)/.dev ## write the generated pages again (docs/models.md, docs/api.md)
 	@$(PYTHON) scripts/models_table.py
+	@$(PYTHON) scripts/api_tables.py
 
 interop: $(VENV)/.peers ## build llama-cpp-python (5 to 10 minutes, once) and run the tests that need it
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --quiet -m interop $(PYTEST_ARGS)
@@ -93,10 +95,10 @@ $(VENV)/.serve: $(VENV)/.runtime
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing torch and the tools for tests into $(VENV) (minutes, the first time)" >&2
-	@$(PIP) --no-build-isolation --editable '.[gpu,dev]'
+	@$(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev
 	@echo "building llama-cpp-python (5 to 10 minutes)" >&2
-	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[gpu,dev,peers]'
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,dev,peers]'
 	@touch $@
