@@ -86,10 +86,12 @@ def texts(replies: list[Reply], count: int) -> list[str]:
 def warm(server: Server, name: str, skip: int) -> None:
     """Write to every block of the KV cache, as far as chats go: its memory is taken when it is first used."""
     asked = [chat_request(server.address, name, chat, 4) for chat in chats()[skip:]]
-    for first in range(0, len(asked), 64):
+    for first in range(0, min(len(asked), 640), 64):
         closed_loop(server.address, asked[first : first + 64], CLIENTS)
         told = metrics(server)
-        if told["qafila_engine_kv_blocks_cached"] > 0.95 * told["qafila_engine_kv_blocks"]:
+        share = told["qafila_engine_kv_blocks_cached"] / told["qafila_engine_kv_blocks"]
+        print(f"  {share:.0%} of the KV cache written", file=sys.stderr, flush=True)
+        if share > 0.95:
             return
 
 
