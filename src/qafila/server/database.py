@@ -7,6 +7,7 @@ are synchronous: call them in threads (``asyncio.to_thread``).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,7 +158,10 @@ def _own_file(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # SQLite gives its -wal and -shm files the mode of this one.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # A file that is there is not touched: closing it would drop the locks that other connections of this process
+        # hold on it (POSIX), and another process would then take their -wal file away.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         raise StorageError(f"database {path}: {error.strerror or error}") from None
 
