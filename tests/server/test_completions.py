@@ -330,6 +330,12 @@ def test_official_client_echo_and_logprobs(official):
         model="default", prompt=PROMPT, max_tokens=4, temperature=0, logprobs=3
     ).choices[0]
     assert told.text == PROMPT + without.text
+    # Two of its tokens, read as a prompt: the same likeliest ones beside them.
+    text = PROMPT + "".join(without.logprobs.tokens[:2])
+    scored = official.completions.create(model="default", prompt=text, max_tokens=0, echo=True, logprobs=3).choices[0]
+    assert scored.logprobs.tokens[-2:] == without.logprobs.tokens[:2]
+    for read, made in zip(scored.logprobs.top_logprobs[-2:], without.logprobs.top_logprobs, strict=False):
+        assert read == pytest.approx(made)
     assert without.logprobs.token_logprobs == pytest.approx(probabilities.token_logprobs[-4:])
     for token, own, top in zip(
         without.logprobs.tokens, without.logprobs.token_logprobs, without.logprobs.top_logprobs, strict=True

@@ -45,8 +45,26 @@ def score(engine: Engine, ids: Sequence[int], *, adapter: str | None = None) -> 
         UsageError: fewer than two tokens, or some that the model does not have.
         ContextLengthError: they do not fit the context or the KV cache.
     """
+    return [scored.logprob for scored in score_beside(engine, ids, 0, adapter=adapter)]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One token of a text: its natural log-probability, and the likeliest in its place (id, log-probability)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def score_beside(engine: Engine, ids: Sequence[int], top: int, *, adapter: str | None = None) -> list[Scored]:
+    """`score`, and for each token the ``top`` likeliest in its place, likeliest first.
+
+    Raises:
+        UsageError: fewer than two tokens, or some that the model does not have.
+        ContextLengthError: they do not fit the context or the KV cache.
+    """
     _check(engine, ids, least=2)
-    out: list[float] = []
+    out: list[Scored] = []
     read = ids[:-1]
     with _room(engine, len(read)) as blocks:
         number = _adapter(engine, adapter)[0]
@@ -54,8 +72,23 @@ def score(engine: Engine, ids: Sequence[int], *, adapter: str | None = None) -> 
         for start in range(0, len(read), portion):
             part = read[start : start + portion]
             logits_RV = engine.runner.logits(_step([_Part(part, start, blocks)], number, range(len(part))))
-            out += log_probabilities(logits_RV, np.array(ids[start + 1 : start + 1 + len(part)], np.int32))
+            own = log_probabilities(logits_RV, np.array(ids[start + 1 : start + 1 + len(part)], np.int32))
+            best_RK = _likeliest(logits_RV, top)
+            columns = [log_probabilities(logits_RV, np.ascontiguousarray(best_RK[:, k])) for k in range(top)]
+            out += [
+                Scored(value, tuple((int(best_RK[r, k]), columns[k][r]) for k in range(top)))
+                for r, value in enumerate(own)
+            ]
     return out
+
+
+def _likeliest(logits_RV: Float32, top: int) -> Int32:
+    """Ids of the ``top`` highest logits of each row, highest first."""
+    if not top:
+        return np.empty((len(logits_RV), 0), np.int32)
+    some_RK = np.argpartition(-logits_RV, top, axis=1)[:, :top]
+    order_RK = np.argsort(-np.take_along_axis(logits_RV, some_RK, 1), axis=1, kind="stable")
+    return np.take_along_axis(some_RK, order_RK, 1).astype(np.int32)
 
 
 def logits(engine: Engine, ids: Sequence[int], *, adapter: str | None = None) -> Float32:
