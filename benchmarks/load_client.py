@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-_END = b"0\r\n\r\n"  # of a chunked body
+_END = b"\r\n0\r\n\r\n"  # of a chunked body; a header may well end in a 0
 
 
 @dataclass
