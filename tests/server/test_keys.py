@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -193,16 +191,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         assert key not in "\n".join(database.iterdump())
     database.close()
     assert file.stat().st_mode & 0o077 == 0
-
-
-def test_what_another_process_revokes_is_seen_though_the_database_is_open_twice_here(tmp_path: Path) -> None:
-    """Opening it a second time once dropped SQLite's locks of the first: what others wrote was then never seen."""
-    url = f"sqlite:///{tmp_path / 'keys.sqlite3'}"
-    store = KeyStore(open_database(url))
-    _, key = store.create("ann")
-    open_database(url).dispose()
-    command = [sys.executable, "-m", "qafila", "keys", "revoke", "ann", "--database", url]
-    subprocess.run(command, check=True, capture_output=True)
-    found = store.find(key.id)
-    assert found is not None
-    assert found.revoked is not None
