@@ -24,7 +24,7 @@ from qafila.server.settings import Settings
 # Seconds that an idle connection is kept: longer than usual proxies and clients keep theirs, so that they close first.
 _KEEP_ALIVE = 75
 # The engine's thread and the event loop share one interpreter. When both have work, each waits so many seconds for the
-# other at most; Python's default of 5 ms is as long as a token takes. See `benchmarks/RESULTS.md`.
+# other at most; Python's default of 5 ms is as long as a token takes.
 _SWITCH_INTERVAL = 0.0005
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
