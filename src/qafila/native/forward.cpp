@@ -7,8 +7,6 @@
 namespace qafila {
 namespace {
 
-// Phases that hand out work in one layer, and before and after the layers, at most.
-constexpr std::size_t kLayerPhases = 24, kOuterPhases = 16;
 // A product's output on its way, and its input, stay in a core's own cache.
 constexpr std::size_t kTileFloats = std::size_t{1} << 15;
 constexpr std::size_t kInputBytes = std::size_t{1} << 19;
@@ -98,13 +96,18 @@ Forward::Forward(Model& model, std::size_t max_tokens_, std::size_t max_rows_)
     place(Layout(memory_.data()));
     cosines_ = table;
     sines_ = table + max_tokens * (shape.head_dim / 2);
-    counter_count_ = kLayerPhases * model.layers.size() + kOuterPhases;
-    counters_ = std::make_unique<std::atomic<std::size_t>[]>(counter_count_ * kCounterStride);
     sequence_of_token_.resize(max_tokens);
     slots_.resize(slots);
     slots_of_token_.resize(slots);
     expert_runs_.reserve(experts);
-    for (std::size_t i = 0; i < members_.size(); ++i) members_[i].index = i;
+
+    list(0, [](Forward& self) { return self.step_->tokens; },
+         [](Forward& self, Member&, std::size_t token) { self.embed(token); });
+    for (std::size_t i = 0; i < model.layers.size(); ++i) {
+        list_attention(i);
+        list_feed_forward(i);
+    }
+    list_head();
 }
 
 void Forward::fit_adapters() {
@@ -132,8 +135,6 @@ const float* Forward::hidden(const Step& step) {
 void Forward::run(const Step& step, bool want_logits) {
     step_ = &step;
     want_logits_ = want_logits;
-    for (std::size_t i = 0; i < counter_count_; ++i)
-        counters_[i * kCounterStride].store(0, std::memory_order_relaxed);
     for (std::size_t s = 0; s < step.sequences; ++s)
         for (std::int32_t t = step.starts[s]; t < step.starts[s + 1]; ++t)
             sequence_of_token_[static_cast<std::size_t>(t)] = static_cast<std::uint32_t>(s);
@@ -157,16 +158,9 @@ void Forward::run(const Step& step, bool want_logits) {
         layout.place(partial_sum_, rows);
     }
     const std::size_t widest = std::max(full_.widest, chunked_.widest) * (head_dim + 2) * sizeof(float) + 128;
-    for (Member& member : members_) {
-        member.phase = 0;
+    for (Member& member : members_)
         if (member.partial.bytes() < widest) member.partial = Mapping(widest * 2);
-    }
-    model_.team.run(
-        [](void* context, std::size_t member) {
-            Forward& self = *static_cast<Forward*>(context);
-            self.program(self.members_[member]);
-        },
-        this);
+    model_.team.run(*this);
     step_ = nullptr;
 }
 
@@ -221,50 +215,85 @@ void Forward::plan_attention(AttentionPlan& plan, std::int32_t chunk) {
     }
 }
 
-void Forward::program(Member& me) {
-    begin(me);
-    for (std::size_t i = 0; i < model_.layers.size(); ++i) {
-        attention(me, i, model_.layers[i]);
-        feed_forward(me, i, model_.layers[i]);
-    }
-    finish(me);
+std::size_t Forward::open(std::size_t phase) {
+    if (phase == phases_.size()) return kOver;
+    index_ = phases_[phase].layer;
+    layer_ = &model_.layers[index_];
+    return phases_[phase].open(*this);
 }
 
-void Forward::begin(Member& me) {
+void Forward::item(std::size_t member, std::size_t phase, std::size_t item) {
+    phases_[phase].item(*this, members_[member], item);
+}
+
+void Forward::list_input(std::size_t layer, decltype(Phase::open) begin) {
+    list(layer, begin, [](Forward& self, Member&, std::size_t token) { self.make_input(self.input_, token); });
+}
+
+std::size_t Forward::begin_input(unsigned forms, std::size_t columns, std::size_t tokens, bool few,
+                                 decltype(Input::fill) fill) {
+    made_ = {made_.number + 1, columns, tokens, forms, few, fill};
+    return few ? 0 : tokens;
+}
+
+void Forward::make_input(const ActivationBuffer& buffer, std::size_t token) {
+    made_.fill(*this, token, buffer.values + token * ActivationBuffer::stride(made_.columns));
+    buffer.encode(kernels_, made_.forms, made_.columns, made_.tokens, token, 0, made_.columns);
+}
+
+Activations Forward::input(Member& me) {
+    if (!made_.few) return input_.view(made_.columns, made_.tokens);
+    if (me.made != made_.number)
+        for (std::size_t token = 0; token < made_.tokens; ++token) make_input(me.own, token);
+    me.made = made_.number;
+    return me.own.view(made_.columns, made_.tokens);
+}
+
+void Forward::embed(std::size_t token) {
     const std::size_t half = model_.shape.head_dim / 2;
-    share(me, step_->tokens, [&](std::size_t token) {
-        model_.embed(static_cast<std::size_t>(step_->ids[token]), x(token));
-        const float position = static_cast<float>(step_->positions[token]);
-        for (std::size_t i = 0; i < half; ++i) {
-            const double angle = static_cast<double>(position * model_.shape.inverse_frequencies[i]);
-            cosines_[token * half + i] = static_cast<float>(std::cos(angle));
-            sines_[token * half + i] = static_cast<float>(std::sin(angle));
-        }
-    });
-    barrier(me);
+    model_.embed(static_cast<std::size_t>(step_->ids[token]), x(token));
+    const float position = static_cast<float>(step_->positions[token]);
+    for (std::size_t i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(position * model_.shape.inverse_frequencies[i]);
+        cosines_[token * half + i] = static_cast<float>(std::cos(angle));
+        sines_[token * half + i] = static_cast<float>(std::sin(angle));
+    }
 }
 
-void Forward::finish(Member& me) {
-    const Shape& shape = model_.shape;
-    const auto norm = [&](std::size_t row, float* out) {
-        kernels_.rms_norm(x(static_cast<std::size_t>(step_->wanted[row])), model_.final_norm, shape.dim, shape.eps, out);
-    };
-    if (step_->rows == 0) return;
-    if (!want_logits_) {
-        share(me, step_->rows, [&](std::size_t row) { norm(row, last_hidden_ + row * shape.dim); });
-        return;
-    }
-    const Activations input = prepare(me, form_of(model_.head.type), shape.dim, step_->rows, norm);
-    // The embedding can have rows beyond the vocabulary.
-    Matrix head = model_.head;
-    head.rows = shape.vocabulary;
-    const Cut cut(head, step_->rows, members_.size(), 1);
-    const std::size_t stride = round_up(shape.vocabulary, kPanelRows);
-    share(me, cut.items, [&](std::size_t item) {
-        const Piece piece = cut.piece(item);
-        kernels_.product[static_cast<int>(head.type)](head.panels, piece.panel, piece.panel_end, input, piece.token,
-                                                      piece.token_end, padded_logits_, stride);
+void Forward::norm_wanted(std::size_t row, float* out) const {
+    kernels_.rms_norm(x(static_cast<std::size_t>(step_->wanted[row])), model_.final_norm, model_.shape.dim,
+                      model_.shape.eps, out);
+}
+
+void Forward::list_head() {
+    list_input(0, [](Forward& self) -> std::size_t {
+        const std::size_t rows = self.step_->rows;
+        return self.begin_input(form_of(self.model_.head.type), self.model_.shape.dim, rows,
+                                rows <= kFewTokens || !self.want_logits_,
+                                [](const Forward& of, std::size_t row, float* out) { of.norm_wanted(row, out); });
     });
+    list(0,
+         [](Forward& self) {
+             // The embedding can have rows beyond the vocabulary.
+             Matrix head = self.model_.head;
+             head.rows = self.model_.shape.vocabulary;
+             if (self.step_->rows == 0 || !self.want_logits_) return self.step_->rows;
+             self.cuts_[0] = Cut(head, self.step_->rows, self.members_.size(), 1);
+             return self.cuts_[0].items;
+         },
+         [](Forward& self, Member& me, std::size_t item) {
+             const Shape& shape = self.model_.shape;
+             if (!self.want_logits_) {
+                 self.norm_wanted(item, self.last_hidden_ + item * shape.dim);
+                 return;
+             }
+             const Matrix& head = self.model_.head;
+             const Piece piece = self.cuts_[0].piece(item);
+             self.kernels_.product[static_cast<int>(head.type)](head.panels, piece.panel, piece.panel_end,
+                                                                self.input(me), piece.token, piece.token_end,
+                                                                self.padded_logits_,
+                                                                round_up(shape.vocabulary, kPanelRows));
+         });
 }
 
 }  // namespace qafila

@@ -1,15 +1,12 @@
-// One step of the forward pass: every member of the team runs the same program, with barriers between its phases.
+// One step of the forward pass as a list of phases that the team works through, each cut into items.
 //
-// Work is handed out through one counter a phase, in pieces of panels, tokens or attention tiles, so that a slow
-// processor takes fewer pieces. No number depends on who computed it, or on how the step was cut: activations of a
-// token are made from that token alone, products are cut by rows and tokens only, attention by the absolute position.
+// Items are pieces of panels, tokens or attention tiles, and whoever is free takes the next one, so that a slow
+// processor takes fewer. No number depends on who computed it, or on how the step was cut: activations of a token are
+// made from that token alone, products are cut by rows and tokens only, attention by the absolute position.
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
-#include <initializer_list>
-#include <memory>
 #include <vector>
 
 #include "activations.h"
@@ -47,10 +44,7 @@ struct AttentionPlan {
     std::size_t widest = 0;                        // most rows times splits of the others
 };
 
-// Counters lie a cache line apart.
-constexpr std::size_t kCounterStride = 64 / sizeof(std::size_t);
-
-class Forward {
+class Forward final : private Work {
 public:
     Forward(Model& model, std::size_t max_tokens, std::size_t max_rows);
 
@@ -63,12 +57,11 @@ public:
     const std::size_t max_tokens, max_rows;
 
 private:
-    // One member's own place in the program and its own memory.
+    // One member's own memory.
     struct alignas(64) Member {
-        std::size_t index = 0;
-        std::size_t phase = 0;
         float* tile[3] = {nullptr, nullptr, nullptr};  // outputs of products on their way
         ActivationBuffer own;                      // inputs, where tokens are few
+        std::uint64_t made = 0;                    // the number of the input that stands there
         float* attend_scratch = nullptr;
         float* queries = nullptr;
         std::int32_t* first = nullptr;
@@ -83,38 +76,69 @@ private:
     struct Cut {
         std::size_t panels, chunk, chunks, tokens, tile, items;
 
+        Cut() = default;
         Cut(const Matrix& matrix, std::size_t tokens, std::size_t members, std::size_t matrices);
         Piece piece(std::size_t item) const;
     };
+    // `open` gives the number of items, `item` does one; both find their layer in index_ and layer_.
+    struct Phase {
+        std::size_t layer;
+        std::size_t (*open)(Forward& self);
+        void (*item)(Forward& self, Member& me, std::size_t item);
+    };
+    // What a product reads: float32 columns, written by `fill` for one token, and from them the forms.
+    struct Input {
+        std::uint64_t number = 0;                  // through all steps
+        std::size_t columns = 0, tokens = 0;
+        unsigned forms = 0;
+        bool few = false;                          // each member makes its own
+        void (*fill)(const Forward& self, std::size_t token, float* out) = nullptr;
+    };
+
+    // The list of phases, made once.
+    void list_attention(std::size_t layer);
+    void list_feed_forward(std::size_t layer);
+    void list_mixture(std::size_t layer);
+    void list_head();
+    void list(std::size_t layer, decltype(Phase::open) begin, decltype(Phase::item) task) {
+        phases_.push_back({layer, begin, task});
+    }
+    // A phase that makes the input that `begin` describes, where members do not make it for themselves.
+    void list_input(std::size_t layer, decltype(Phase::open) begin);
+
+    std::size_t open(std::size_t phase) override;
+    void item(std::size_t member, std::size_t phase, std::size_t item) override;
 
     void run(const Step& step, bool want_logits);
     void plan_attention(AttentionPlan& plan, std::int32_t chunk);
-    void program(Member& me);
+    const AttentionPlan& plan() const { return layer_->plan.chunk > 0 ? chunked_ : full_; }
 
-    template <typename Task>
-    void share(Member& me, std::size_t items, const Task& task);
-    void barrier(const Member& me) { model_.team.barrier(me.index); }
-    template <typename Fill>
-    Activations prepare(Member& me, unsigned forms, std::size_t columns, std::size_t tokens, const Fill& fill);
+    std::size_t begin_input(unsigned forms, std::size_t columns, std::size_t tokens, bool few,
+                            decltype(Input::fill) fill);
+    void make_input(const ActivationBuffer& buffer, std::size_t token);
+    // Only for who holds an item of a phase that reads the input: what it is made from may change afterwards.
+    Activations input(Member& me);
     float* x(std::size_t token) const { return x_ + token * dim_stride_; }
 
-    void begin(Member& me);
-    void attention(Member& me, std::size_t index, const Layer& layer);
-    void store(std::size_t index, const Layer& layer, std::size_t token, std::size_t sequence, std::size_t kv_head);
-    void attend(Member& me, std::size_t index, const Layer& layer, const AttentionPlan& plan, const TileItem& item);
-    void merge(const AttentionPlan& plan, std::size_t token, float* out) const;
-    void feed_forward(Member& me, std::size_t index, const Layer& layer);
-    void mixture(Member& me, const Layer& layer, const Activations& normed);
-    void route(const Layer& layer);
-    void finish(Member& me);
+    void embed(std::size_t token);
+    void norm_wanted(std::size_t row, float* out) const;
+    void query_key_value(Member& me, std::size_t item);
+    void store(std::size_t token, std::size_t sequence, std::size_t kv_head);
+    void attend(Member& me, const TileItem& item);
+    void merge(std::size_t token, float* out) const;
+    void route();
+    // Items of a mixture's products: a run of one expert's rows, for all its tokens.
+    std::size_t cut_experts(const Matrix& matrix);
+    template <typename Task>
+    void for_expert(std::size_t item, const Task& task);
 
     void gated(Member& me, const Matrix& gate, const Matrix& up, const Matrix& down, const Activations& input,
-               const Piece& piece, const ActivationBuffer& output, std::size_t layer);
-    void add_product(Member& me, const Matrix& matrix, const Activations& input, const Piece& piece,
-                     std::size_t layer, Role role);
-    // The two halves of an adapter: A x of all tokens into inner_, and scaling * B of that onto a product's output.
-    void lower(Member& me, std::size_t layer, std::initializer_list<Role> roles, const Activations& input);
-    void raise(Member& me, std::size_t layer, Role role, const Piece& piece, float* out, std::size_t stride);
+               const Piece& piece, const ActivationBuffer& output, bool adapted);
+    void add_product(Member& me, const Matrix& matrix, const Activations& input, const Piece& piece, Role role);
+    // The two halves of an adapter: A x of some tokens into inner_, and scaling * B of that onto a product's output.
+    std::size_t lower_items(std::size_t roles) const;
+    void lower(Role role, std::size_t run, const Activations& input);
+    void raise(Member& me, Role role, const Piece& piece, float* out, std::size_t stride);
 
     const std::int32_t* table(std::size_t sequence) const { return step_->blocks + sequence * step_->table_width; }
 
@@ -122,8 +146,7 @@ private:
     const Kernels& kernels_;
     Mapping memory_, partial_memory_, inner_memory_;
     std::vector<Member> members_;
-    std::unique_ptr<std::atomic<std::size_t>[]> counters_;  // a cache line each
-    std::size_t counter_count_ = 0;
+    std::vector<Phase> phases_;
 
     // Of the step that runs.
     const Step* step_ = nullptr;
@@ -131,6 +154,11 @@ private:
     bool stored_by_items_ = false;  // keys are stored by the attention items themselves
     std::vector<std::uint32_t> sequence_of_token_;
     AttentionPlan full_, chunked_;
+    // Of the phase that is open.
+    std::size_t index_ = 0;
+    const Layer* layer_ = nullptr;
+    Cut cuts_[3];
+    Input made_;
     float *partial_maximum_ = nullptr, *partial_sum_ = nullptr, *partial_values_ = nullptr;
 
     float* x_ = nullptr;                   // [tokens][dim_stride]
@@ -144,7 +172,7 @@ private:
     std::size_t inner_stride_ = 0;
     std::size_t dim_stride_, q_stride_, kv_stride_, tile_rows_;
 
-    // Of the mixture layer that runs: each token's experts, sorted by expert. Written by the first member.
+    // Of the mixture layer that runs: each token's experts, sorted by expert.
     struct Slot {
         std::uint32_t token, expert;
         float score;
@@ -157,37 +185,7 @@ private:
     std::vector<ExpertRun> expert_runs_;
 };
 
-// Inputs of so few tokens are made by every member for itself: that takes less time than meeting.
+// Inputs of so few tokens are made by every member for itself: that takes less time than a phase more.
 constexpr std::size_t kFewTokens = 8;
-
-template <typename Task>
-void Forward::share(Member& me, std::size_t items, const Task& task) {
-    std::atomic<std::size_t>& counter = counters_[me.phase++ * kCounterStride];
-    for (;;) {
-        const std::size_t item = counter.fetch_add(1, std::memory_order_relaxed);
-        if (item >= items) return;
-        task(item);
-    }
-}
-
-// A product's input, `fill(token, row)` writing a token's float32 columns; good until the next call.
-template <typename Fill>
-Activations Forward::prepare(Member& me, unsigned forms, std::size_t columns, std::size_t tokens, const Fill& fill) {
-    const bool few = tokens <= kFewTokens;
-    const ActivationBuffer& buffer = few ? me.own : input_;
-    const std::size_t stride = ActivationBuffer::stride(columns);
-    const auto make = [&](std::size_t token) {
-        fill(token, buffer.values + token * stride);
-        buffer.encode(kernels_, forms, columns, tokens, token, 0, columns);
-    };
-    if (few) {
-        for (std::size_t token = 0; token < tokens; ++token) make(token);
-        ++me.phase;
-    } else {
-        share(me, tokens, make);
-        barrier(me);
-    }
-    return buffer.view(columns, tokens);
-}
 
 }  // namespace qafila

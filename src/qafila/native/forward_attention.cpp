@@ -8,60 +8,73 @@
 
 namespace qafila {
 
-void Forward::attention(Member& me, std::size_t index, const Layer& layer) {
-    const Shape& shape = model_.shape;
-    const std::size_t tokens = step_->tokens;
-    const Matrix *query = &layer.matrices[kQuery], *key = &layer.matrices[kKey], *value = &layer.matrices[kValue];
-    const unsigned forms = form_of(query->type) | form_of(key->type) | form_of(value->type);
-    const Activations normed = prepare(me, forms, shape.dim, tokens, [&](std::size_t token, float* out) {
-        kernels_.rms_norm(x(token), layer.attention_norm, shape.dim, shape.eps, out);
+void Forward::list_attention(std::size_t layer) {
+    list_input(layer, [](Forward& self) {
+        const auto& matrices = self.layer_->matrices;
+        const unsigned forms =
+            form_of(matrices[kQuery].type) | form_of(matrices[kKey].type) | form_of(matrices[kValue].type);
+        return self.begin_input(forms, self.model_.shape.dim, self.step_->tokens, self.step_->tokens <= kFewTokens,
+                                [](const Forward& of, std::size_t token, float* out) {
+                                    of.kernels_.rms_norm(of.x(token), of.layer_->attention_norm, of.model_.shape.dim,
+                                                         of.model_.shape.eps, out);
+                                });
     });
-    if (step_->adapters != nullptr) lower(me, index, {kQuery, kKey, kValue}, normed);
-    const Cut q_cut(*query, tokens, members_.size(), 2), kv_cut(*key, tokens, members_.size(), 4);
-    const Cut v_cut(*value, tokens, members_.size(), 4);
-    share(me, q_cut.items + kv_cut.items + v_cut.items, [&](std::size_t item) {
-        const auto product = [&](const Matrix& matrix, Role role, const Cut& cut, std::size_t number, float* out,
-                                 std::size_t stride) {
-            const Piece piece = cut.piece(number);
-            kernels_.product[static_cast<int>(matrix.type)](matrix.panels, piece.panel, piece.panel_end, normed,
-                                                            piece.token, piece.token_end, out, stride);
-            if (step_->adapters != nullptr) raise(me, index, role, piece, out, stride);
-        };
-        if (item < q_cut.items)
-            product(*query, kQuery, q_cut, item, q_, q_stride_);
-        else if (item < q_cut.items + kv_cut.items)
-            product(*key, kKey, kv_cut, item - q_cut.items, k_, kv_stride_);
-        else
-            product(*value, kValue, v_cut, item - q_cut.items - kv_cut.items, v_, kv_stride_);
+    list(layer, [](Forward& self) { return self.lower_items(3); },
+         [](Forward& self, Member& me, std::size_t item) {
+             constexpr Role kInputs[] = {kQuery, kKey, kValue};
+             self.lower(kInputs[item % 3], item / 3, self.input(me));
+         });
+    list(layer,
+         [](Forward& self) {
+             const auto& matrices = self.layer_->matrices;
+             std::size_t items = 0;
+             for (std::size_t i = 0; i < 3; ++i) {
+                 self.cuts_[i] = Cut(matrices[kQuery + i], self.step_->tokens, self.members_.size(), i == 0 ? 2 : 4);
+                 items += self.cuts_[i].items;
+             }
+             return items;
+         },
+         [](Forward& self, Member& me, std::size_t item) { self.query_key_value(me, item); });
+    list(layer, [](Forward& self) { return self.stored_by_items_ ? 0 : self.step_->tokens; },
+         [](Forward& self, Member&, std::size_t token) {
+             for (std::size_t head = 0; head < self.model_.shape.kv_heads; ++head)
+                 self.store(token, self.sequence_of_token_[token], head);
+         });
+    list(layer, [](Forward& self) { return self.plan().items.size(); },
+         [](Forward& self, Member& me, std::size_t item) { self.attend(me, self.plan().items[item]); });
+    list_input(layer, [](Forward& self) {
+        const Matrix& output = self.layer_->matrices[kOutput];
+        return self.begin_input(form_of(output.type), output.columns, self.step_->tokens,
+                                self.step_->tokens <= kFewTokens,
+                                [](const Forward& of, std::size_t token, float* out) { of.merge(token, out); });
     });
-    barrier(me);
+    list(layer, [](Forward& self) { return self.lower_items(1); },
+         [](Forward& self, Member& me, std::size_t item) { self.lower(kOutput, item, self.input(me)); });
+    list(layer,
+         [](Forward& self) {
+             self.cuts_[0] = Cut(self.layer_->matrices[kOutput], self.step_->tokens, self.members_.size(), 1);
+             return self.cuts_[0].items;
+         },
+         [](Forward& self, Member& me, std::size_t item) {
+             self.add_product(me, self.layer_->matrices[kOutput], self.input(me), self.cuts_[0].piece(item), kOutput);
+         });
+}
 
-    if (!stored_by_items_) {
-        share(me, tokens, [&](std::size_t token) {
-            for (std::size_t head = 0; head < shape.kv_heads; ++head)
-                store(index, layer, token, sequence_of_token_[token], head);
-        });
-        barrier(me);
-    } else {
-        ++me.phase;
-    }
-    const AttentionPlan& plan = layer.plan.chunk > 0 ? chunked_ : full_;
-    share(me, plan.items.size(), [&](std::size_t item) { attend(me, index, layer, plan, plan.items[item]); });
-    barrier(me);
-
-    const Matrix& output = layer.matrices[kOutput];
-    const Activations attended =
-        prepare(me, form_of(output.type), output.columns, tokens,
-                [&](std::size_t token, float* out) { merge(plan, token, out); });
-    if (step_->adapters != nullptr) lower(me, index, {kOutput}, attended);
-    const Cut cut(output, tokens, members_.size(), 1);
-    share(me, cut.items, [&](std::size_t item) { add_product(me, output, attended, cut.piece(item), index, kOutput); });
-    barrier(me);
+void Forward::query_key_value(Member& me, std::size_t item) {
+    std::size_t which = 0;
+    while (item >= cuts_[which].items) item -= cuts_[which++].items;
+    const Matrix& matrix = layer_->matrices[kQuery + which];
+    float* const out[] = {q_, k_, v_};
+    const std::size_t stride = which == 0 ? q_stride_ : kv_stride_;
+    const Piece piece = cuts_[which].piece(item);
+    kernels_.product[static_cast<int>(matrix.type)](matrix.panels, piece.panel, piece.panel_end, input(me), piece.token,
+                                                    piece.token_end, out[which], stride);
+    if (step_->adapters != nullptr) raise(me, static_cast<Role>(kQuery + which), piece, out[which], stride);
 }
 
 // Turns one token's key of one head and puts it and its value into the cache.
-void Forward::store(std::size_t index, const Layer& layer, std::size_t token, std::size_t sequence,
-                    std::size_t kv_head) {
+void Forward::store(std::size_t token, std::size_t sequence, std::size_t kv_head) {
+    const Layer& layer = *layer_;
     const Shape& shape = model_.shape;
     const std::size_t n = shape.head_dim, half = n / 2;
     float* key = k_ + token * kv_stride_ + kv_head * n;
@@ -71,12 +84,13 @@ void Forward::store(std::size_t index, const Layer& layer, std::size_t token, st
     const std::size_t position = static_cast<std::size_t>(step_->positions[token]);
     const std::size_t block = static_cast<std::size_t>(table(sequence)[position / kBlockTokens]);
     kernels_.store_kv(key, v_ + token * kv_stride_ + kv_head * n, n, position % kBlockTokens, model_.int8,
-                      model_.cache_block(block) + model_.cache_offset(index, kv_head));
+                      model_.cache_block(block) + model_.cache_offset(index_, kv_head));
 }
 
-void Forward::attend(Member& me, std::size_t index, const Layer& layer, const AttentionPlan& plan,
-                     const TileItem& item) {
+void Forward::attend(Member& me, const TileItem& item) {
     const Shape& shape = model_.shape;
+    const Layer& layer = *layer_;
+    const AttentionPlan& plan = this->plan();
     const Tile& tile = plan.tiles[item.tile];
     const std::size_t n = shape.head_dim, half = n / 2, group = shape.heads / shape.kv_heads;
     const std::size_t count = tile.end - tile.begin, rows = count * group;
@@ -85,7 +99,7 @@ void Forward::attend(Member& me, std::size_t index, const Layer& layer, const At
     const std::size_t split_end = tile.apart ? item.split + 1 : tile.split_end;
     if (stored_by_items_ && split_end == tile.split_end)
         for (std::size_t token = tile.begin; token < tile.end; ++token)
-            store(index, layer, token, tile.sequence, item.kv_head);
+            store(token, tile.sequence, item.kv_head);
 
     const float factor = 1.0F / std::sqrt(static_cast<float>(n));
     for (std::size_t i = 0; i < count; ++i) {
@@ -118,7 +132,7 @@ void Forward::attend(Member& me, std::size_t index, const Layer& layer, const At
     // The blocks of one split of a tile's sequence, at one head's keys in them.
     const auto gather = [&](const Tile& of, std::size_t kv_head, std::size_t split, const void** pointers) {
         const std::int32_t* blocks = table(of.sequence);
-        const std::size_t offset = model_.cache_offset(index, kv_head), begin = split * kSplitTokens;
+        const std::size_t offset = model_.cache_offset(index_, kv_head), begin = split * kSplitTokens;
         const std::size_t seen = static_cast<std::size_t>(step_->positions[of.end - 1]) + 1;
         std::size_t count = 0;
         for (; count < kSplitTokens / kBlockTokens && begin + count * kBlockTokens < seen; ++count)
@@ -154,8 +168,9 @@ void Forward::attend(Member& me, std::size_t index, const Layer& layer, const At
 }
 
 // What one token attended to, all heads; merges the splits of a tile whose items did not.
-void Forward::merge(const AttentionPlan& plan, std::size_t token, float* out) const {
+void Forward::merge(std::size_t token, float* out) const {
     const Shape& shape = model_.shape;
+    const AttentionPlan& plan = this->plan();
     const Tile& tile = plan.tiles[plan.tile_of_token[token]];
     const std::size_t n = shape.head_dim, group = shape.heads / shape.kv_heads;
     if (!tile.apart) {

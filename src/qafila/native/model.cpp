@@ -1,7 +1,6 @@
 #include "model.h"
 
 #include <algorithm>
-#include <atomic>
 #include <stdexcept>
 
 namespace qafila {
@@ -50,34 +49,33 @@ void Model::allocate_weights() {
 
 void Model::pack_rows(const Matrix& matrix, const std::uint8_t* rows, bool mapped) {
     // Pieces of about 256 KB: file pages are dropped soon after they were read.
-    struct Job {
+    struct Packing final : Work {
         const Matrix& matrix;
         const std::uint8_t* rows;
         bool mapped;
         std::size_t panels, step, width;
-        std::atomic<std::size_t> next{0};
-    };
-    const std::size_t step = std::max<std::size_t>(1, (std::size_t{1} << 18) / std::max<std::size_t>(1, matrix.panel_size()));
-    Job job{matrix, rows, mapped, panel_count(matrix.rows), step, row_bytes(matrix.type, matrix.columns)};
-    const auto work = [](void* context, std::size_t) {
-        Job& job = *static_cast<Job*>(context);
-        for (;;) {
-            const std::size_t begin = job.next.fetch_add(job.step, std::memory_order_relaxed);
-            if (begin >= job.panels) return;
-            const std::size_t end = std::min(job.panels, begin + job.step);
-            pack(job.matrix.type, job.rows, job.matrix.rows, job.matrix.columns, begin, end, job.matrix.panels);
-            if (!job.mapped) continue;
+
+        Packing(const Matrix& matrix_, const std::uint8_t* rows_, bool mapped_)
+            : matrix(matrix_), rows(rows_), mapped(mapped_), panels(panel_count(matrix.rows)),
+              step(std::max<std::size_t>(1, (std::size_t{1} << 18) / std::max<std::size_t>(1, matrix.panel_size()))),
+              width(row_bytes(matrix.type, matrix.columns)) {}
+
+        std::size_t open(std::size_t phase) override { return phase == 0 ? (panels + step - 1) / step : kOver; }
+        void item(std::size_t, std::size_t, std::size_t item) override {
+            const std::size_t begin = item * step, end = std::min(panels, begin + step);
+            pack(matrix.type, rows, matrix.rows, matrix.columns, begin, end, matrix.panels);
+            if (!mapped) return;
             // A vocabulary's rows all at once would be the most memory that a load ever takes.
-            const std::size_t first = begin * kPanelRows, last = std::min(job.matrix.rows, end * kPanelRows);
-            drop_pages(job.rows + first * job.width, (last - first) * job.width);
+            const std::size_t first = begin * kPanelRows, last = std::min(matrix.rows, end * kPanelRows);
+            drop_pages(rows + first * width, (last - first) * width);
         }
-    };
-    if (job.panels <= step)
-        work(&job, 0);
+    } work(matrix, rows, mapped);
+    if (work.panels <= work.step)
+        work.item(0, 0, 0);
     else
-        team.run(work, &job);
+        team.run(work);
     // Pages that two pieces share, and those that came along with others.
-    if (mapped) drop_pages(rows, matrix.rows * job.width);
+    if (mapped) drop_pages(rows, matrix.rows * work.width);
 }
 
 void Model::allocate_cache(std::size_t count, bool as_int8) {
