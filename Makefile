@@ -95,10 +95,10 @@ $(VENV)/.serve: $(VENV)/.runtime
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing torch and the tools for tests into $(VENV) (minutes, the first time)" >&2
-	@$(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,dev]'
+	@$(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,postgres,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev
 	@echo "building llama-cpp-python (5 to 10 minutes)" >&2
-	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,dev,peers]'
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,postgres,dev,peers]'
 	@touch $@

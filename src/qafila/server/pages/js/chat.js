@@ -28,6 +28,7 @@ export class Chat extends EventTarget {
     conversation.updated = Date.now();
     try {
       await saveConversation(conversation);
+      this.#tell("saved");
     } catch (error) {
       this.#tell("unsaved", error);
     }

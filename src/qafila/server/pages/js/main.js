@@ -132,6 +132,7 @@ chat.addEventListener("end", async ({ detail }) => {
   else if (detail.node.finish !== "error") document.getElementById("status").textContent = tn("answered", detail.stats().tokens);
   sidebar.draw();
 });
+chat.addEventListener("saved", () => sidebar.draw()); // a new conversation is listed while its first answer is written
 chat.addEventListener("unsaved", () => say("notKept", {}, true));
 
 document.addEventListener("languagechanged", () => {
