@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 # In a process of its own: Ray starts many, and its threads and warnings are not for those of the other tests.
@@ -66,12 +68,46 @@ with (
 """
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_replica_and_stops(tmp_path, default_gguf):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[serve]'")
+    command = [sys.executable, "-m", "qafila", "serve", f"default={default_gguf}", "--context", "1024", "--json"]
+    command += ["--ray", "--replicas", "1", "--port", str(free_port())]
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    database = f"sqlite:///{tmp_path / 'server.sqlite3'}"
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**kept, "QAFILA_DATABASE": database, "QAFILA_API_KEY": "a-key-of-the-tests-0123456789"},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            told = json.loads(next(line for line in process.stdout if line.startswith("{")))
+            ask = {"model": "default", "temperature": 0, "max_tokens": 16,
+                   "messages": [{"role": "user", "content": "What is the capital of Japan?"}]}  # fmt: skip
+            with httpx.Client(base_url=told["url"], trust_env=False, timeout=60) as http:
+                assert http.post("/v1/chat/completions", json=ask).status_code == 401
+                headers = {"Authorization": "Bearer a-key-of-the-tests-0123456789"}
+                answer = http.post("/v1/chat/completions", json=ask, headers=headers)
+            assert "Tokyo" in answer.json()["choices"][0]["message"]["content"]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 def test_two_replicas_answer_as_one(default_gguf):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[serve]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(default_gguf), str(port)],

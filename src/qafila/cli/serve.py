@@ -15,8 +15,11 @@ import typer
 
 from qafila.cli import options as opt
 from qafila.errors import StorageError, UsageError
+from qafila.machine import usable_cores
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from qafila.server.keys import Keyring
     from qafila.server.settings import Settings
     from qafila.server.upstreams import Upstream
@@ -105,6 +108,11 @@ def command(
     otlp_endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Send OpenTelemetry traces there (http://127.0.0.1:4318).")
     ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve replicas of all this under Ray Serve.")] = False,
+    replicas: Annotated[int | None, typer.Option(min=1, help="With --ray: how many (default 2).")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="With --ray: a cluster that runs (default: one of its own).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Say in JSON where it listens, once it is ready.")] = False,
 ) -> int:
     """Serve models: an OpenAI-compatible API (Anthropic's and Ollama's too) and a chat page.
@@ -142,46 +150,62 @@ def command(
         grace=grace,
         log_prompts=log_prompts,
     )
+    if not ray and (replicas is not None or ray_address is not None):
+        raise UsageError("--replicas and --ray-address go with --ray")
+    count = replicas or 2
+    if ray and threads is None:
+        threads = max(1, usable_cores() // count)
     options = {
         "threads": threads, "context": context, "kv_type": kv_type, "draft": draft, "device": device, "dtype": dtype
     }  # fmt: skip
     upstreams = _upstreams(upstream or (), upstream_model or (), upstream_key_env, upstream_key_file)
-    entries = entries_from(models or (), adapter or (), upstreams, options, models_file)
-    registry = Models(
-        entries,
-        memory_limit=None if memory_limit is None else _bytes(memory_limit, "--memory-limit"),
-        idle_unload=None if idle_unload is None else _seconds(idle_unload, "--idle-unload"),
-    )
+    limit = None if memory_limit is None else _bytes(memory_limit, "--memory-limit")
+    idle = None if idle_unload is None else _seconds(idle_unload, "--idle-unload")
     kept = None if keep_responses == "never" else _seconds(keep_responses, "--keep-responses")
-    keyring = _keyring(settings, api_key_file, database)
-    responses = None if kept is None else ResponseStore.open(database, days=kept / 86400)
-    tracer = None if otlp_endpoint is None else Tracer.over_http(otlp_endpoint)
+
+    def build() -> FastAPI:
+        """The whole application; under Ray each replica makes its own."""
+        entries = entries_from(models or (), adapter or (), upstreams, options, models_file)
+        return assemble(
+            Models(entries, memory_limit=limit, idle_unload=idle),
+            settings,
+            keyring=_keyring(settings, api_key_file, database),
+            tracer=None if otlp_endpoint is None else Tracer.over_http(otlp_endpoint),
+            responses=None if kept is None else ResponseStore.open(database, days=kept / 86400),
+        )
+
+    # Under Ray this one serves nobody, but what is wrong with the options is found here, in one line.
+    app = build()
+    names = list(app.state.service.models.entries)
     set_up("json" if log_format == "json" else "human", log_level, told=log_prompts)
-    listener = listen(host, port)
-    url, first = url_of(listener), next(iter(entries))
 
-    began = time.perf_counter()
-    quiet = as_json or log_format == "json"
-    if not lazy and not quiet:
-        print(f"loading {first} ...", file=sys.stderr, flush=True)
-
-    def ready() -> None:
+    def announce(url: str) -> None:
         if as_json:
-            typer.echo(json.dumps({"url": url, "models": list(entries)}, ensure_ascii=False))
+            typer.echo(json.dumps({"url": url, "models": names}, ensure_ascii=False))
         else:
-            if not lazy and not quiet:
-                print(f"loaded in {time.perf_counter() - began:.1f} s", file=sys.stderr)
             typer.echo(
-                f"Qafila serves {', '.join(entries)}\n  chat page  {url}/\n  API        {url}/v1\n  Ctrl-C stops it"
+                f"Qafila serves {', '.join(names)}\n  chat page  {url}/\n  API        {url}/v1\n  Ctrl-C stops it"
             )
         sys.stdout.flush()
 
-    app = assemble(registry, settings, keyring=keyring, tracer=tracer, responses=responses)
-    try:
-        return run(app, listener, settings, preload=None if lazy else first, ready=ready)
-    finally:
-        if tracer is not None:
-            tracer.close()
+    if ray:
+        from qafila.server.ray_app import serve_replicas
+
+        return serve_replicas(
+            build, announce, count=count, host=host, port=port, cpus=threads or 1, address=ray_address
+        )
+    listener = listen(host, port)
+    began = time.perf_counter()
+    quiet = lazy or as_json or log_format == "json"
+    if not quiet:
+        print(f"loading {names[0]} ...", file=sys.stderr, flush=True)
+
+    def ready() -> None:
+        if not quiet:
+            print(f"loaded in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        announce(url_of(listener))
+
+    return run(app, listener, settings, preload=None if lazy else names[0], ready=ready)
 
 
 def _upstreams(

@@ -35,6 +35,7 @@ from qafila.server.responses_store import ResponseStore
 from qafila.server.service import Service
 from qafila.server.settings import Settings
 from qafila.server.static import Pages
+from qafila.server.traces import Tracer
 
 #: Every endpoint, in the order in which the documentation tells of them.
 ROUTERS = (
@@ -82,13 +83,15 @@ def create_app(
     keyring: Keyring | None = None,
     metrics: Metrics | None = None,
     responses: ResponseStore | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
-    """An ASGI application over a service and a store, which it closes at shutdown.
+    """An ASGI application over a service; it closes the service's models, store and tracer at shutdown.
 
     Args:
         service: what answers. settings: how it guards itself; by default, as on a machine of one's own.
         keyring: the keys it knows; None for none. metrics: what ``/metrics`` tells; None for nothing.
         responses: where ``/v1/responses`` keeps what it answered; None keeps nothing.
+        tracer: of the service's observer, if it has one.
     """
 
     @asynccontextmanager
@@ -97,6 +100,8 @@ def create_app(
         await service.models.close()
         if responses is not None:
             await asyncio.to_thread(responses.close)
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = _Guarded(title="Qafila", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.settings = service, settings or Settings()

@@ -28,4 +28,4 @@ def assemble(
     metrics = Metrics(models, limits)
     watcher = Watcher(metrics, tracer, texts=settings.log_prompts)
     service = Service(models, gate=limits, observer=watcher, timeout=settings.timeout)
-    return create_app(service, settings, keyring=keyring, metrics=metrics, responses=responses)
+    return create_app(service, settings, keyring=keyring, metrics=metrics, responses=responses, tracer=tracer)

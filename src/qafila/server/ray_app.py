@@ -9,6 +9,9 @@ limits and metrics: limits of keys and of requests under way count within a repl
 from __future__ import annotations
 
 import importlib
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +53,8 @@ def replicas(
         serve: Any = importlib.import_module("ray.serve")
     except ModuleNotFoundError:
         raise UsageError("--ray: Ray is not installed; `pip install 'ray[serve]'` brings it") from None
+    # Ray would tell its makers of every cluster.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own = not ray.is_initialized()
     if own:
         options: dict[str, Any] = {"address": address}
@@ -77,3 +82,36 @@ def replicas(
             ray.shutdown()
         else:
             serve.delete(_NAME)
+
+
+def serve_replicas(
+    build: Callable[[], Any],
+    announce: Callable[[str], None],
+    *,
+    count: int,
+    host: str,
+    port: int,
+    cpus: float,
+    address: str | None,
+) -> int:
+    """`replicas` until SIGTERM or Ctrl-C; the exit status: 0 or 130.
+
+    Args:
+        announce: called with the URL when all replicas are there. The rest is as in `replicas`.
+
+    Raises:
+        UsageError, QafilaError: as `replicas`; or the port is 0, which Ray's proxy cannot choose.
+    """
+    if port == 0:
+        raise UsageError("--port 0 does not go with --ray; name a port")
+    with replicas(build, count=count, host=host, port=port, cpus=cpus, address=address) as url:
+        announce(url)
+        stopped = threading.Event()
+        before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+        try:
+            stopped.wait()
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return 0

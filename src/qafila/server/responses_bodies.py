@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from qafila.chat.client import ChatRequest, Generation, ToolMode
-from qafila.engine.request import GrammarSpec
+from qafila.chat.client import ChatRequest, Generation, GrammarSpec, ToolMode
 from qafila.server.body import Body
 from qafila.server.errors import ApiError
 from qafila.server.openai_bodies import StreamOptions as ChatStreamOptions
