@@ -21,9 +21,17 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 # import name -> distribution, where they differ
 DISTRIBUTIONS: dict[str, str] = {}
 EXTRA_IMPORTS = {
-    "torch": "gpu", "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "uvloop": "serve",
-    "pydantic": "serve", "sqlalchemy": "serve", "prometheus_client": "serve", "opentelemetry": "telemetry", "ray": "ray",
-}  # fmt: skip
+    "torch": "gpu",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "uvloop": "serve",
+    "pydantic": "serve",
+    "sqlalchemy": "serve",
+    "prometheus_client": "serve",
+    "opentelemetry": "telemetry",
+    "ray": "ray",
+}
 
 
 def constraints() -> dict[str, str]:
