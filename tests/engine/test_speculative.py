@@ -163,7 +163,8 @@ def test_real_text_is_the_same(
     default: tuple[NativeRunner, Callable[[str], list[int]]], params: SamplingParams
 ) -> None:
     runner, encode = default
-    text = "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n    return a - b\n\ndef multiply(a, b):\n"
+    # So often that every instruction set's rounding has the model go on with it.
+    text = "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n    return a - b\n\n" * 5
     request = Request(encode(text), params, max_tokens=40, seed=3)
     outcomes = []
     for proposer in (None, lambda _: PromptLookup(StepCosts(prior=0.01), ticking())):

@@ -20,7 +20,8 @@ whole = litellm.completion(messages=messages, **ask)
 pieces = [c.choices[0].delta.content or "" for c in litellm.completion(messages=messages, stream=True, **ask)]
 tool = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"enum": ["Rome", "Cairo"]}}, "required": ["city"]}}}
-called = litellm.completion(messages=messages, tools=[tool], tool_choice="required", seed=1, max_tokens=60, **ask)
+one = dict(tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=60)
+called = litellm.completion(messages=messages, **one, **ask)
 vectors = litellm.embedding(model=model, input=["a caravan"], api_base=url + "/v1", api_key="none")
 try:
     litellm.completion(messages=messages, **{**ask, "model": "openai/nothing"})

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <utility>
+
 #include "kernels_avx2.h"
 
 namespace qafila::avxvnni {
@@ -16,25 +18,19 @@ namespace {
 #endif
 }
 
-template <int T, int kGroups, int>
-[[gnu::always_inline]] inline void add_groups(const __m256i (*w)[2], const std::int8_t* q, __m256i (*sums)[2]) {
-#pragma GCC unroll 8
-    for (int g = 0; g < kGroups; ++g)
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) {
-            std::int32_t word;
-            __builtin_memcpy(&word, q + 32 * t + 4 * g, sizeof word);
-            const __m256i x = _mm256_set1_epi32(word);
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; ++h) sums[t][h] = dot4(sums[t][h], w[g][h], x);
-        }
-}
+struct Dot {
+    __m256i sum;
+};
 
 constexpr int kByteZeroBits = 7;
 
-template <int T>
-[[gnu::always_inline]] inline void add_bytes(const __m256i (*w)[2], const std::int8_t* q, __m256i (*sums)[2]) {
-    add_groups<T, 8, 0>(w, q, sums);
+[[gnu::always_inline]] inline void add_bytes(int k, __m256i w, __m256i x, Dot& dot) {
+    dot.sum = dot4(k == 0 ? _mm256_setzero_si256() : dot.sum, w, x);
+}
+
+template <int>
+[[gnu::always_inline]] inline void add_nibbles(int k, __m256i w, __m256i x, Dot& dot) {
+    add_bytes(k, w, x, dot);
 }
 
 }  // namespace

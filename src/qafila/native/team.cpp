@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cassert>
 #include <chrono>
@@ -79,11 +80,16 @@ struct Team::State {
             std::size_t of = 0;
             const Ticket number = now >> 32;
             while (takable(now) && now >> 32 == number) {
-                if (!ticket.compare_exchange_weak(now, now - 1, std::memory_order_acquire, std::memory_order_acquire))
+                // Many while there are many: neighbours read memory that lies one after the other. Few at the end, so
+                // that all end together.
+                const Ticket share = std::max<Ticket>(1, left(now) / (2 * members));
+                if (!ticket.compare_exchange_weak(now, now - share, std::memory_order_acquire,
+                                                  std::memory_order_acquire))
                     continue;
                 of = items;
-                work->item(member, phase, of - left(now));
-                ++taken;
+                const std::size_t first = of - left(now);
+                for (std::size_t item = first; item < first + share; ++item) work->item(member, phase, item);
+                taken += share;
                 now = ticket.load(std::memory_order_acquire);
             }
             if (taken == 0) continue;

@@ -26,9 +26,12 @@ document.addEventListener("securitypolicyviolation", (event) =>
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium (`apt install chromium`) under Playwright."""
+    """Debian's Chromium (`apt install chromium`) under Playwright.
+
+    Of one module: its thread counts as running an event loop until Playwright stops, and tests with loops follow.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
