@@ -71,6 +71,15 @@ class Connection:
         self.leaves: int | None = None
         self._tail = b""
         self._missing: int | None = None  # bytes of a body of known length
+        self._requests = 0
+
+    @property
+    def stale(self) -> bool:
+        """Whether the server closed a kept connection instead of answering; clients then ask again (RFC 9112, 9.3.1).
+
+        llama-server does so after each streamed answer, and does not say it before.
+        """
+        return bool(self.reply.error) and not self.reply.pieces and self._requests > 1
 
     def send(self, prompt: int, request: bytes, leaves: int | None = None) -> Reply:
         """Write a request; with ``leaves`` the client hangs up after so many pieces."""
@@ -78,6 +87,7 @@ class Connection:
         self.leaves = leaves
         self._tail = b""
         self._missing = None
+        self._requests += 1
         # A request is smaller than a socket's buffer.
         if self.socket.send(request) != len(request):
             raise OSError("a request larger than the socket's buffer")
@@ -173,6 +183,15 @@ def closed_loop(
             for key, _ in selector.select(1):
                 connection = key.data
                 if not connection.receive():
+                    continue
+                if connection.stale:
+                    old = connection.reply
+                    selector.unregister(connection.socket)
+                    connection.close()
+                    connection = Connection(address)
+                    selector.register(connection.socket, selectors.EVENT_READ, connection)
+                    replies[replies.index(old)] = connection.send(old.prompt, requests[old.prompt])
+                    connection.reply.sent = old.sent
                     continue
                 broken = bool(connection.reply.error)
                 number = next(waiting, -1)
