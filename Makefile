@@ -101,4 +101,5 @@ $(VENV)/.dev: $(VENV)/.runtime
 $(VENV)/.peers: $(VENV)/.dev
 	@echo "building llama-cpp-python (5 to 10 minutes)" >&2
 	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,postgres,dev,peers]'
+	@$(PIP) llm==0.36
 	@touch $@

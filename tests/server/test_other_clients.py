@@ -39,7 +39,7 @@ print(json.dumps({
 def require(name: str) -> None:
     """Skip where a package is not installed; it is not imported here, since it may look for the network when it is."""
     if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed (make interop installs all clients)")
 
 
 def run(command: list[str], home: Path, **environment: str) -> str:
