@@ -143,8 +143,8 @@ void Forward::attend(Member& me, const TileItem& item) {
     const void* pointers[kSplitTokens / kBlockTokens];
     const void* ahead[kSplitTokens / kBlockTokens];
     const std::size_t seen = static_cast<std::size_t>(step_->positions[tile.end - 1]) + 1;
-    // What this member most likely takes after this item, all members being about as fast.
-    const std::size_t next = static_cast<std::size_t>(&item - plan.items.data()) + members_.size();
+    // What this member most likely does after this item: the team hands out neighbours together.
+    const std::size_t next = static_cast<std::size_t>(&item - plan.items.data()) + 1;
     for (std::size_t split = split_begin; split < split_end; ++split, base += rows) {
         const std::size_t begin = split * kSplitTokens, end = std::min(seen, begin + kSplitTokens);
         gather(tile, item.kv_head, split, pointers);
