@@ -12,6 +12,8 @@
     ├── DownloadError         the network, the hub or the package index said no
     ├── UpstreamError         a server that answers for a model said no, or nothing: has its HTTP status
     ├── ModelClosedError      a model that was closed while it was asked
+    ├── DataError             a data set that cannot be used: names file and line
+    ├── TrainingError         training had to stop: says why, and what was kept
     └── StorageError          a disk that is full or a folder that cannot be written
 
 The message is one line: what is wrong, with which file, option or field, and the way out. The command line prints it
@@ -96,6 +98,14 @@ class UpstreamError(QafilaError):
 
 class ModelClosedError(QafilaError):
     """A model that was closed while it was asked."""
+
+
+class DataError(QafilaError):
+    """A data set that cannot be used; the message names the file and, where there is one, the line."""
+
+
+class TrainingError(QafilaError):
+    """Training had to stop; the message says why, what was kept, and what to change."""
 
 
 class StorageError(QafilaError):

@@ -1,0 +1,1 @@
+"""Small trainable parts on a frozen model: LoRA and its relatives."""

@@ -1,0 +1,1 @@
+"""From raw text and examples to packed token shards, and from shards to batches. No torch."""
