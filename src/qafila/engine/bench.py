@@ -69,13 +69,20 @@ class Measured:
     decode_all: tuple[float, ...]
 
 
-def measure(engine: Engine, work: Workload, progress: Callable[[int, int], None] | None = None) -> Measured:
+def measure(
+    engine: Engine,
+    work: Workload,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    adapter: str | None = None,
+) -> Measured:
     """Run a workload; nobody else may use the engine meanwhile.
 
     Args:
         engine: its KV cache holds ``work.kv_tokens`` tokens at least.
         work: what to measure.
         progress: called with the repetitions that are done and those there will be.
+        adapter: name of an adapter of the engine's, to compute with.
 
     Raises:
         QafilaError: the workload does not fit the context or the cache.
@@ -84,8 +91,8 @@ def measure(engine: Engine, work: Workload, progress: Callable[[int, int], None]
     rng = np.random.default_rng(0)
     waits, prefills, decodes = [], [], []
     for number in range(work.repeat + 1):
-        wait, read = _prefill(engine, work, rng)
-        decode = _decode(engine, work, rng)
+        wait, read = _prefill(engine, work, rng, adapter)
+        decode = _decode(engine, work, rng, adapter)
         if number:
             waits.append(wait)
             prefills.append(read / wait)
@@ -105,29 +112,29 @@ def _random_ids(engine: Engine, rng: np.random.Generator, count: int) -> tuple[i
     return tuple(rng.integers(0, engine.runner.config.vocab_size, count).tolist())
 
 
-def _request(ids: tuple[int, ...], tokens: int) -> Request:
-    return Request(prompt_ids=ids, params=GREEDY, max_tokens=tokens, seed=0, speculate=False)
+def _request(ids: tuple[int, ...], tokens: int, adapter: str | None) -> Request:
+    return Request(prompt_ids=ids, params=GREEDY, max_tokens=tokens, seed=0, speculate=False, adapter=adapter)
 
 
-def _prefill(engine: Engine, work: Workload, rng: np.random.Generator) -> tuple[float, int]:
+def _prefill(engine: Engine, work: Workload, rng: np.random.Generator, adapter: str | None) -> tuple[float, int]:
     """Seconds until the first token, and the tokens that were read for it."""
     before = _random_ids(engine, rng, work.depth)
     if before:
-        _last(engine.submit(_request(before, 1)))
+        _last(engine.submit(_request(before, 1, adapter)))
     started = time.perf_counter()
-    handle = engine.submit(_request((*before, *_random_ids(engine, rng, work.prompt)), 1))
+    handle = engine.submit(_request((*before, *_random_ids(engine, rng, work.prompt)), 1, adapter))
     _last(handle)
     seconds = time.perf_counter() - started
     return seconds, handle.usage.prompt - handle.usage.cached
 
 
-def _decode(engine: Engine, work: Workload, rng: np.random.Generator) -> float:
+def _decode(engine: Engine, work: Workload, rng: np.random.Generator, adapter: str | None) -> float:
     """Tokens a second of all answers together, while all of them are under way."""
     prompts = [_random_ids(engine, rng, max(1, work.depth)) for _ in range(work.streams)]
     if work.depth:  # read them one by one, so that all answers begin at about the same step
         for ids in prompts:
-            _last(engine.submit(_request(ids, 1)))
-    handles = [engine.submit(_request(ids, work.generate)) for ids in prompts]
+            _last(engine.submit(_request(ids, 1, adapter)))
+    handles = [engine.submit(_request(ids, work.generate, adapter)) for ids in prompts]
     while any(handle.usage.generated == 0 for handle in handles):
         engine.step()
     begun = sum(handle.usage.generated for handle in handles)

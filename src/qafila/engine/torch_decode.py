@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qafila.config import ModelConfig
 from qafila.engine.runner import BLOCK_TOKENS, Int32
-from qafila.model.attention import StepTables
+from qafila.model.attention import Masked, StepTables
 from qafila.model.cache import KVCache
 from qafila.model.llama import LlamaModel
 
@@ -53,7 +53,7 @@ def _tables(config: ModelConfig, frequencies: Tensor, positions_B: Tensor, width
         steps = torch.floor((positions[..., 0].double() + 1) / rule.floor_scale)
         scale = (torch.log(steps + 1) * rule.attn_scale + 1).float()
     angles = positions.float() * frequencies
-    return StepTables((angles.cos(), angles.sin()), visible, scale)  # type: ignore[arg-type]
+    return StepTables((angles.cos(), angles.sin()), Masked(visible), scale)  # type: ignore[arg-type]
 
 
 @dataclass

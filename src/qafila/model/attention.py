@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,31 +15,54 @@ from qafila.model.norm import RMSNorm, rms_normalise
 from qafila.model.rope import rotary_angles, rotate
 
 
+class AttentionPattern(Protocol):
+    """Which keys each query reads, and how that is computed: what differs between decoding, training and clusters."""
+
+    def attend(self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, kind: AttentionKind) -> Tensor:
+        """``softmax(q k^T / sqrt(N)) v`` over the keys that ``kind`` lets each query see: ``[B, T, H * N]``."""
+
+
 @dataclass(frozen=True)
-class StepTables:
-    """What every layer shares in one forward pass: it depends on the positions and not on the tokens.
+class Masked:
+    """The obvious pattern: ``visible`` holds for each attention kind a boolean mask ``[T, S]``."""
 
-    ``angles`` are the rotary cosines and sines ``[T, N/2]``; ``visible`` holds for each attention kind a boolean mask
-    ``[T, S]``; ``query_scale_T`` is the attention temperature of each query.
-    """
-
-    angles: tuple[Tensor, Tensor]
     visible: dict[AttentionKind, Tensor]
-    query_scale_T: Tensor | None
 
     @staticmethod
-    def build(config: ModelConfig, positions_T: Tensor, positions_S: Tensor, device: torch.device) -> StepTables:
-        """Tables for queries at ``positions_T`` that read keys at ``positions_S`` (both on the CPU)."""
+    def causal(config: ModelConfig, positions_T: Tensor, positions_S: Tensor, device: torch.device) -> Masked:
+        """Queries at ``positions_T`` read keys at ``positions_S`` (both on the CPU) up to their own position."""
         causal_TS = positions_S[None, :] <= positions_T[:, None]
         visible: dict[AttentionKind, Tensor] = {"full": causal_TS.to(device)}
         if config.attention_chunk is not None:
             # Block-diagonal, not a sliding window: a chunk's first token sees only itself (facts: Llama 4).
             chunk_S, chunk_T = positions_S // config.attention_chunk, positions_T // config.attention_chunk
             visible["chunked"] = (causal_TS & (chunk_S[None, :] == chunk_T[:, None])).to(device)
+        return Masked(visible)
+
+    def attend(self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, kind: AttentionKind) -> Tensor:
+        """As `AttentionPattern` says."""
+        return _attend(q_BHTN, k_BKSN, v_BKSN, self.visible[kind])
+
+
+@dataclass(frozen=True)
+class StepTables:
+    """What every layer shares in one forward pass: it depends on the positions and not on the tokens.
+
+    ``angles`` are the rotary cosines and sines ``[T, N/2]``; ``query_scale_T`` is the attention temperature of each
+    query.
+    """
+
+    angles: tuple[Tensor, Tensor]
+    pattern: AttentionPattern
+    query_scale_T: Tensor | None
+
+    @staticmethod
+    def build(config: ModelConfig, positions_T: Tensor, pattern: AttentionPattern, device: torch.device) -> StepTables:
+        """Tables for queries at ``positions_T`` (on the CPU)."""
         scale_T = None
         if config.temperature is not None:
             scale_T = torch.from_numpy(config.temperature.query_scale(positions_T.numpy())).to(device)
-        return StepTables(rotary_angles(config.inverse_frequencies, positions_T, device), visible, scale_T)
+        return StepTables(rotary_angles(config.inverse_frequencies, positions_T, device), pattern, scale_T)
 
 
 def _split_heads(x_BTD: Tensor, heads: int) -> Tensor:
@@ -94,7 +118,7 @@ class SelfAttention(_Projections):
             q_BHTN = (q_BHTN * tables.query_scale_T[:, None]).to(q_BHTN.dtype)
         if cache is not None:
             k_BKTN, v_BKTN = cache.store(plan.index, k_BKTN, v_BKTN)
-        out_BTD: Tensor = self.o_proj(_attend(q_BHTN, k_BKTN, v_BKTN, tables.visible[plan.attention]))
+        out_BTD: Tensor = self.o_proj(tables.pattern.attend(q_BHTN, k_BKTN, v_BKTN, plan.attention))
         return out_BTD
 
 

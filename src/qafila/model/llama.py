@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qafila.config import LayerPlan, ModelConfig
-from qafila.model.attention import CrossAttention, SelfAttention, StepTables
+from qafila.model.attention import AttentionPattern, CrossAttention, Masked, SelfAttention, StepTables
 from qafila.model.cache import KVCache
 from qafila.model.mlp import MLP
 from qafila.model.moe import MoE
 from qafila.model.norm import RMSNorm
+from qafila.model.packed import PackedDocuments
 
 
 class SelfAttentionLayer(nn.Module):
@@ -72,15 +75,22 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self, ids_BT: Tensor, positions_T: Tensor | None, cache: KVCache | None, image_BID: Tensor | None
+        self,
+        ids_BT: Tensor,
+        positions_T: Tensor | None,
+        cache: KVCache | None,
+        image_BID: Tensor | None,
+        pattern: AttentionPattern | None = None,
     ) -> Tensor:
-        """Token ids to normed hidden states ``[B, T, D]``."""
+        """Token ids to normed hidden states ``[B, T, D]``; without ``pattern`` every token reads all before it."""
         seen = cache.length if cache is not None else 0
         if positions_T is None:
             positions_T = torch.arange(seen, seen + ids_BT.shape[1])
         positions_T = positions_T.cpu()
-        positions_S = torch.cat([cache.positions_S, positions_T]) if cache is not None else positions_T
-        tables = StepTables.build(self.config, positions_T, positions_S, ids_BT.device)
+        if pattern is None:
+            positions_S = torch.cat([cache.positions_S, positions_T]) if cache is not None else positions_T
+            pattern = Masked.causal(self.config, positions_T, positions_S, ids_BT.device)
+        tables = StepTables.build(self.config, positions_T, pattern, ids_BT.device)
         x_BTD: Tensor = self.embed_tokens(ids_BT)
         for layer in self.layers:
             x_BTD = layer(x_BTD, tables, cache, image_BID)
@@ -123,6 +133,17 @@ class LlamaModel(nn.Module):
     def new_cache(self, *, batch: int = 1, dtype: torch.dtype | None = None, capacity: int = 64) -> KVCache:
         """An empty cache on the model's device, in the model's type unless ``dtype`` says otherwise."""
         return KVCache(self.config, batch=batch, dtype=dtype or self.dtype, device=self.device, capacity=capacity)
+
+    def hidden(self, ids_1T: Tensor, documents: Sequence[int]) -> Tensor:
+        """Normed hidden states ``[1, T, D]`` of documents that stand back to back and do not see each other.
+
+        Args:
+            ids_1T: token ids, int64.
+            documents: tokens of each document, in order; they add up to T. Positions begin at 0 in each.
+        """
+        pattern = PackedDocuments.of(self.config, documents)
+        hidden_1TD: Tensor = self.model(ids_1T, pattern.positions_T, None, None, pattern)
+        return hidden_1TD
 
     def forward(
         self,

@@ -35,11 +35,11 @@ class ModelSection(Section):
     """For a new model: where its tokenizer is (a model, a folder, or a file)."""
     format: str | None = None
     """Chat format by name; by default the checkpoint's own, for a new model `chatml` where its tokens are there."""
-    rope_theta: float | None = Field(None, gt=0)
+    rope_theta: float | None = Field(default=None, gt=0)
     """Another base of the rotary frequencies (Code Llama's long context: 1e6)."""
-    context_length: int | None = Field(None, ge=8)
+    context_length: int | None = Field(default=None, ge=8)
     """Another longest context."""
-    init_std: float = Field(0.02, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of a new model's weights; projections back into the residual get it / sqrt(2 L)."""
 
     @model_validator(mode="after")
@@ -59,7 +59,7 @@ class SourceSection(Section):
 
     path: str
     """A file, a folder, or a pack made by `qafila data pack`; relative to the recipe's folder."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """Share of the mixture, relative to the other sources' weights."""
     form: str = "auto"
     """How records are written: auto, text, messages, sharegpt, alpaca, dolly, prompt or preference."""
@@ -74,19 +74,19 @@ class DataSection(Section):
     """Sources to learn from."""
     validation: tuple[SourceSection, ...] = ()
     """Sources to measure on."""
-    validation_share: float = Field(0.02, ge=0, lt=0.5)
+    validation_share: float = Field(default=0.02, ge=0, lt=0.5)
     """Without validation sources: this share of each raw source's records is held out, the same ones every time."""
-    sequence: int = Field(512, ge=8)
+    sequence: int = Field(default=512, ge=8)
     """Tokens of a row; documents are packed into rows and never see each other."""
     overlong: Literal["split", "truncate", "skip"] | None = None
     """Examples longer than a row: split (the default for text), truncate (the default for chats), skip."""
-    bad_lines: float = Field(0.01, ge=0, le=1)
+    bad_lines: float = Field(default=0.01, ge=0, le=1)
     """Share of malformed records above which the data set is refused."""
-    fim_rate: float = Field(0.9, ge=0, le=1)
+    fim_rate: float = Field(default=0.9, ge=0, le=1)
     """fim: share of documents turned into infilling examples (Code Llama: 0.9)."""
-    fim_spm: float = Field(0.5, ge=0, le=1)
+    fim_spm: float = Field(default=0.5, ge=0, le=1)
     """fim: share of those in suffix-prefix-middle order (Code Llama: half)."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Processes that tokenise; 0: one a core."""
 
 
@@ -95,13 +95,13 @@ class AdapterSection(Section):
 
     kind: Literal["lora", "dora"] = "lora"
     """`lora` (arXiv 2106.09685) or `dora` (arXiv 2402.09353)."""
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """r, the rank of the update."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """The update is scaled by alpha / r."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead (arXiv 2312.03732)."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Last parts of the names of linear layers that get an adapter."""
@@ -114,17 +114,17 @@ class OptimizerSection(Section):
 
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """AdamW, AdamW with 8-bit moments, or Muon for matrices with AdamW for the rest."""
-    lr: float = Field(2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
-    muon_lr: float = Field(0.02, gt=0)
+    muon_lr: float = Field(default=0.02, gt=0)
     """muon: peak learning rate of the matrices."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's moments (all Llamas: 0.9 and 0.95)."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon (Llama 2: 1e-5)."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of matrices; vectors and embeddings get none."""
-    clip: float = Field(1.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0: no clipping."""
 
 
@@ -133,26 +133,26 @@ class ScheduleSection(Section):
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Shape after warm-up; wsd is warm-up, stable, decay."""
-    warmup: float = Field(0.03, ge=0)
+    warmup: float = Field(default=0.03, ge=0)
     """Below 1: share of all steps; else steps."""
-    final: float = Field(0.1, ge=0, le=1)
+    final: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the end, as a share of the peak."""
-    decay: float = Field(0.2, gt=0, le=1)
+    decay: float = Field(default=0.2, gt=0, le=1)
     """wsd: share of the steps in which it decays."""
 
 
 class TrainSection(Section):
     """How much, in what portions."""
 
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Optimiser steps; give steps, tokens or epochs."""
-    tokens: float | None = Field(None, gt=0)
+    tokens: float | None = Field(default=None, gt=0)
     """Tokens to train on."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     """Times the data is gone through (the default: 1)."""
-    batch: int = Field(8, ge=1)
+    batch: int = Field(default=8, ge=1)
     """Rows of one optimiser step, over all processes."""
-    micro_batch: int = Field(4, ge=1)
+    micro_batch: int = Field(default=4, ge=1)
     """Rows computed at once by one process; the rest of a step is accumulated."""
     precision: Literal["float32", "bfloat16", "bfloat16-stochastic"] = "float32"
     """Weights and arithmetic: float32; bfloat16 with float32 master weights; or bfloat16 alone, rounded at random."""
@@ -162,9 +162,9 @@ class TrainSection(Section):
     """torch.compile each layer."""
     float8: bool = False
     """Matrix products in float8 on GPUs that have it (torchao)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of the order of the data, of new weights and of dropout."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """CPU threads a process; 0: the cores shared out among the processes."""
     longest_first: bool = True
     """Run the largest batch once before the first step, so that too little memory shows at once."""
@@ -173,9 +173,9 @@ class TrainSection(Section):
 class DpoSection(Section):
     """Direct preference optimisation (arXiv 2305.18290, Llama 3: arXiv 2407.21783 section 4.1.4)."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """How far the policy may leave the reference."""
-    nll: float = Field(0.2, ge=0)
+    nll: float = Field(default=0.2, ge=0)
     """Weight of the negative log-likelihood of the chosen answer (Llama 3: 0.2)."""
     mask_format_tokens: bool = True
     """Leave header and end tokens out of both answers' log-probabilities (Llama 3)."""
@@ -184,22 +184,22 @@ class DpoSection(Section):
 class EvaluateSection(Section):
     """What is measured on the way."""
 
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Steps between evaluations; 0: at the start and at the end."""
-    rows: int = Field(64, ge=1)
+    rows: int = Field(default=64, ge=1)
     """Most validation rows an evaluation reads."""
     prompts: tuple[str, ...] = ()
     """Prompts answered at each evaluation, to look at."""
-    max_tokens: int = Field(64, ge=1)
+    max_tokens: int = Field(default=64, ge=1)
     """Length of those answers."""
 
 
 class CheckpointSection(Section):
     """What is kept on the way."""
 
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0: ten over the run."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """How many of the newest are kept; the one with the best validation loss is kept besides."""
     background: bool = True
     """Write while training goes on."""
@@ -208,21 +208,21 @@ class CheckpointSection(Section):
 class ParallelSection(Section):
     """How the model and its batches are laid over processes; applied from outside (torch.distributed)."""
 
-    data: int = Field(0, ge=0)
+    data: int = Field(default=0, ge=0)
     """Fully sharded data parallel (FSDP2); 0: what the others leave of the processes."""
-    replicate: int = Field(1, ge=1)
+    replicate: int = Field(default=1, ge=1)
     """Copies of each shard group (hybrid sharding)."""
-    tensor: int = Field(1, ge=1)
+    tensor: int = Field(default=1, ge=1)
     """Tensor parallel."""
-    context: int = Field(1, ge=1)
+    context: int = Field(default=1, ge=1)
     """Context parallel: sequences cut in 2 x context chunks, K and V gathered (Llama 3, section 3.3.2)."""
-    pipeline: int = Field(1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
     """Pipeline stages."""
     pipeline_schedule: Literal["1f1b", "interleaved"] = "1f1b"
     """Order of micro-batches through the stages."""
-    virtual_stages: int = Field(2, ge=1)
+    virtual_stages: int = Field(default=2, ge=1)
     """interleaved: stages a process holds."""
-    expert: int = Field(1, ge=1)
+    expert: int = Field(default=1, ge=1)
     """Expert parallel, inside the data-parallel processes."""
     reshard_after_forward: bool = True
     """Free gathered weights after the forward pass (Llama 3 405B does not)."""
@@ -249,7 +249,7 @@ class Recipe(Section):
     parallel: ParallelSection = ParallelSection()
     tensorboard: bool = False
     """Write TensorBoard's files beside metrics.jsonl."""
-    cost_per_hour: float | None = Field(None, ge=0)
+    cost_per_hour: float | None = Field(default=None, ge=0)
     """Price of one processor-hour (GPU or machine), for the estimate."""
 
     @model_validator(mode="after")
