@@ -3,7 +3,7 @@
 #   make WORKERS=4 test     test processes (default: the processor's cores, at most 4)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat serve test test-all sanitize cross lint docs interop bench-peers clean distclean
+.PHONY: help chat serve train test test-all sanitize cross lint docs interop bench-peers clean distclean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
@@ -12,6 +12,7 @@ PY ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo "$$n")
 PYTEST_ARGS ?=
 SERVE_ARGS ?=
+RECIPE ?= recipes/quickstart.toml
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -31,6 +32,9 @@ chat: $(VENV)/.runtime ## talk with the default model (fetched once); lines on a
 
 serve: $(VENV)/.serve ## the default model behind a chat page and an OpenAI-compatible API; SERVE_ARGS="--port 9000" for more
 	@$(PYTHON) -m qafila serve default $(SERVE_ARGS)
+
+train: $(VENV)/.train ## fine-tune the default model by recipes/quickstart.toml (ten minutes); RECIPE=recipes/... for another
+	@$(PYTHON) -m qafila train $(RECIPE)
 
 test: $(VENV)/.dev lint ## lint, types, import rules, and every test that takes seconds
 	@$(PYTEST) -m "not slow"
@@ -64,7 +68,7 @@ bench-peers: $(VENV)/.peers ## build llama-cpp-python into .venv (5 to 10 minute
 clean: ## delete what was built; .venv and the model cache stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find src tests scripts -name __pycache__ -prune -exec rm -rf {} +
-	@rm -f $(VENV)/.runtime $(VENV)/.serve $(VENV)/.dev $(VENV)/.peers
+	@rm -f $(VENV)/.runtime $(VENV)/.serve $(VENV)/.train $(VENV)/.dev $(VENV)/.peers
 
 distclean: clean ## delete .venv too
 	@rm -rf $(VENV)
@@ -93,13 +97,19 @@ $(VENV)/.serve: $(VENV)/.runtime
 	@$(PYTHON) -m compileall -q src/qafila
 	@touch $@
 
+# What trains: torch among it, so this takes minutes the first time.
+$(VENV)/.train: $(VENV)/.runtime
+	@echo "installing torch and what training needs into $(VENV) (minutes, the first time)" >&2
+	@$(PIP) --no-build-isolation --editable '.[train]'
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing torch and the tools for tests into $(VENV) (minutes, the first time)" >&2
-	@$(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,postgres,dev]'
+	@$(PIP) --no-build-isolation --editable '.[train,tensorboard,serve,telemetry,ray,postgres,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev
 	@echo "building llama-cpp-python (5 to 10 minutes)" >&2
-	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[gpu,serve,telemetry,ray,postgres,dev,peers]'
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[train,tensorboard,serve,telemetry,ray,postgres,dev,peers]'
 	@$(PIP) llm==0.36
 	@touch $@
