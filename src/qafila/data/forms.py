@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
@@ -38,6 +38,7 @@ class Example:
         chosen, rejected: the two ways in which the conversation goes on.
         margin: how much better the chosen one is; 0 where nobody said.
         tools: what the assistant may call.
+        has_input: a user message of two parts is an instruction and its input (alpaca, dolly).
     """
 
     kind: Literal["text", "chat", "preference"]
@@ -51,6 +52,7 @@ class Example:
     rejected: tuple[Message, ...] = ()
     margin: float = 0.0
     tools: tuple[ToolSchema, ...] = ()
+    has_input: bool = False
 
 
 def check_form(form: str, fields: Mapping[str, str]) -> None:
@@ -195,11 +197,13 @@ def _single(record: Mapping[str, Any], origin: Origin, ask: str, given: str | No
     context = (_optional(record, given) if given else None) or ""
     user = Message("user", question)
     if context.strip():
-        # Formats with a place for the input (alpaca, dolly) know it by the two parts; for others they are one text.
+        # Formats with a place for the input (alpaca, dolly) know it by the two parts.
         user = Message("user", (TextPart(question), TextPart(context)))
     system = _optional(record, "system")
     turns = [Message("system", system)] if system else []
-    return _chat([*turns, user, Message("assistant", reply)], origin)
+    return replace(
+        _chat([*turns, user, Message("assistant", reply)], origin), has_input=not isinstance(user.content, str)
+    )
 
 
 def _preference(record: Mapping[str, Any], origin: Origin) -> Example:
