@@ -5,7 +5,7 @@ Every key has its documentation here, and `docs/recipes.md` is made of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -266,14 +266,27 @@ class Recipe(Section):
         return self
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Sequence[str] = (), *, small: bool = False) -> Recipe:
     """Read a recipe and change keys of it by ``section.key=value`` (values as TOML writes them; bare words are text).
+
+    Where only one of several keys may be given (``model.base``, ``preset`` and ``shape``; ``train.steps``, ``tokens``
+    and ``epochs``), a changed one takes the place of the others.
+
+    Args:
+        path: the file. overrides: changes, in order.
+        small: change first what the recipe's own ``small`` table says.
 
     Raises:
         UsageError: the file cannot be read, a key is unknown or a value wrong: names file, key and what is allowed.
     """
     path = Path(path)
     raw = _parse(path)
+    if small:
+        changes = raw.pop("small", None)
+        if not isinstance(changes, dict) or not changes:
+            raise UsageError(f"{path}: has no small table; leave --small out, or change keys by section.key=value")
+        for keys, value in _leaves(changes):
+            _set(raw, keys, value, f"small.{'.'.join(keys)}")
     for override in overrides:
         _apply(raw, override)
     return check_recipe(raw, str(path))
@@ -326,19 +339,43 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word, such as optimizer.name=muon
+    _set(raw, parts, parsed, repr(override))
+
+
+# Of each group one key may be given; a changed one takes the others' place.
+_EXCLUSIVE = (("model", ("base", "preset", "shape")), ("train", ("steps", "tokens", "epochs")))
+
+
+def _set(raw: dict[str, Any], parts: list[str], value: Any, named: str) -> None:
     table: Any = raw
     for depth, part in enumerate(parts[:-1]):
         if isinstance(table, list) and part.isdigit() and int(part) < len(table):
             table = table[int(part)]
             continue
         if not isinstance(table, dict):
-            raise UsageError(f"{override!r}: {'.'.join(parts[:depth])} has no keys")
+            raise UsageError(f"{named}: {'.'.join(parts[:depth])} has no keys")
         if table.get(part) is None:
             table[part] = {}
         table = table[part]
     if not isinstance(table, dict):
-        raise UsageError(f"{override!r}: {'.'.join(parts[:-1])} has no keys")
-    table[parts[-1]] = parsed
+        raise UsageError(f"{named}: {'.'.join(parts[:-1])} has no keys")
+    for section, keys in _EXCLUSIVE:
+        if parts[:-1] == [section] and parts[-1] in keys:
+            for key in keys:
+                table.pop(key, None)
+    if parts == ["model", "base"]:
+        table.pop("tokenizer", None)
+    table[parts[-1]] = value
+
+
+def _leaves(changes: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], Any]]:
+    """Keys and values of nested tables; a shape is a value as a whole."""
+    for key, value in changes.items():
+        path = (*above, str(key))
+        if isinstance(value, dict) and path != ("model", "shape"):
+            yield from _leaves(value, path)
+        else:
+            yield list(path), value
 
 
 def _told(error: ValidationError) -> str:
