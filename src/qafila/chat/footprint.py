@@ -13,8 +13,9 @@ from qafila.engine.runner import BLOCK_TOKENS
 from qafila.machine import this_machine
 from qafila.memory import PREFILL_TOKENS, memory_to_run
 from qafila.weights.adapter import read_adapter
+from qafila.weights.adapter_model import open_for_engine
 from qafila.weights.hub import resolve
-from qafila.weights.load import Checkpoint, open_checkpoint
+from qafila.weights.load import Checkpoint
 
 _TORCH_BYTES = {None: 4, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -32,7 +33,9 @@ def model_bytes(source: str | Path, options: Mapping[str, Any]) -> int:
     total = 0
     for each in (source, options.get("draft")):
         if each is not None:
-            total += _checkpoint_bytes(open_checkpoint(resolve(str(each))), options)
+            apart = each is source and options.get("device") is None and options.get("adapter") is None
+            checkpoint, adapter = open_for_engine(resolve(str(each)), merge_adapter=not apart)
+            total += _checkpoint_bytes(checkpoint, options) + (adapter_bytes(adapter) if adapter is not None else 0)
     return total
 
 

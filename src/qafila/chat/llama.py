@@ -29,6 +29,7 @@ from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import CodeLlamaInfill, chat_format, detect_format
 from qafila.text.messages import Message, ToolSchema
 from qafila.text.tokenizer import StreamDecoder, Tokenizer
+from qafila.weights.adapter_model import open_for_engine
 from qafila.weights.hub import resolve
 from qafila.weights.load import Checkpoint, open_checkpoint
 
@@ -76,7 +77,8 @@ class Llama:
         """Load a model.
 
         Args:
-            source: ``default``, ``hf:owner/name``, a path, or the name of a pulled model.
+            source: ``default``, ``hf:owner/name``, a path (a run's folder too: an adapter finds its base), or the name
+                of a pulled model.
             format: a chat format by name; by default the checkpoint's own.
             device: a torch device, to compute with torch instead of the native CPU engine.
             dtype: of torch: ``float32``, ``bfloat16`` or ``float16``; by default bfloat16 on CUDA, float32 on the CPU.
@@ -94,7 +96,8 @@ class Llama:
         """
         from qafila.chat.placement import make_engine
 
-        checkpoint = open_checkpoint(resolve(str(source)))
+        path = resolve(str(source))
+        checkpoint, own = open_for_engine(path, merge_adapter=device is not None or adapter is not None)
         named = chat_format(format, checkpoint.tokenizer) if format is not None else None
         smaller = open_checkpoint(resolve(str(draft))) if draft is not None else None
         engine = make_engine(
@@ -107,6 +110,8 @@ class Llama:
             isa=isa,
             draft=smaller,
         )
+        if own is not None:
+            adapter = own
         adapters = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
         try:
             for name, folder in adapters.items():
@@ -136,6 +141,11 @@ class Llama:
     def config(self) -> ModelConfig:
         """Shape and arithmetic of the model."""
         return self.checkpoint.config
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the engine's adapter that answers use which name none; None for the weights as they are."""
+        return self._adapter
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -58,7 +58,7 @@ class LocalClient:
     Args:
         llama: the model.
         name: what the client is called.
-        adapter: the engine's adapter that answers use; None for none.
+        adapter: the engine's adapter that answers use; None for the one that the model was loaded with, if any.
         pump: drives the engine; by default one of its own, which `close` ends.
         owns_model: whether `close` closes the model too.
     """
@@ -75,7 +75,7 @@ class LocalClient:
         # Scores and embeddings go through the model's own methods, which take the adapter that it was made with.
         self._llama = llama if adapter is None else llama.with_adapter(adapter)
         self._name = name
-        self._adapter = adapter
+        self._adapter = llama.adapter if adapter is None else adapter
         self._owns_model = owns_model
         self._own_pump = pump is None
         self._pump = pump or Pump(llama.engine)

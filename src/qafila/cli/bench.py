@@ -29,20 +29,23 @@ def command(
     from qafila.chat.placement import make_runner
     from qafila.engine.bench import Workload, measure
     from qafila.engine.engine import Engine
+    from qafila.weights.adapter_model import open_for_engine
     from qafila.weights.hub import resolve
-    from qafila.weights.load import open_checkpoint
 
     work = Workload(prompt, generate, streams, depth, repeat)
     path = resolve(model)
     started = time.perf_counter()
-    checkpoint = open_checkpoint(path)
+    checkpoint, adapter = open_for_engine(path, merge_adapter=device is not None)
     work.check_context(checkpoint.config.context_length)
     runner = make_runner(
         checkpoint, device=device, dtype=dtype, threads=threads, context=work.kv_tokens, kv_type=kv_type
     )
     with Engine(runner) as engine:
         loaded = time.perf_counter() - started
-        measured = measure(engine, work, _show_progress if sys.stderr.isatty() else None)
+        if adapter is not None:
+            engine.add_adapter("own", adapter)
+        progress = _show_progress if sys.stderr.isatty() else None
+        measured = measure(engine, work, progress, adapter=None if adapter is None else "own")
     report: dict[str, Any] = {
         "model": model,
         "path": str(path),

@@ -3,6 +3,8 @@
 GGUF file ─┐
 HF folder ─┼─ container reader ─ names ─▶ Checkpoint(config, tensors, tokenizer, chat template, generation)
 Meta folder┘
+
+A folder with an adapter opens as its base with the adapter merged (`adapter_model`).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ _STOP_NAMES = (
     "<|im_end|>",
     "<|endoftext|>",
 )
+_WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json", "params.json")
 _VISION_PREFIXES = ("vision_model.", "multi_modal_projector.", "model.vision_model.", "model.multi_modal_projector.")
 _TEXT_PREFIXES = (
     ("language_model.model.", "model."),
@@ -87,21 +90,24 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def sniff_format(path: Path) -> CheckpointFormat:
-    """Which format a file or folder is in, from its name and content.
+def sniff_format(path: Path) -> CheckpointFormat | Literal["adapter"]:
+    """Which format a file or folder is in, from its name and content; ``adapter`` for one that needs its base.
 
     Raises:
         ModelNotFoundError: nothing is there. FormatError: nothing in it is a checkpoint.
     """
     if path.is_dir():
+        # Some adapters come with their base's config.json; weights of a whole model come with no adapter's.
+        if (path / "adapter_config.json").is_file() and not any((path / name).is_file() for name in _WHOLE_MODEL):
+            return "adapter"
         if (path / "config.json").is_file():
             return "hf"
         if (path / "params.json").is_file():
             return "meta"
-        if (path / "adapter_config.json").is_file():
-            raise FormatError(path, "is an adapter, not a whole model; open its base model")
         if len(list(path.glob("*.gguf"))) == 1:
             return "gguf"
+        if (path / "checkpoints").is_dir():
+            raise FormatError(path, "is a run that has left no model yet; train it to its end, or resume it")
         raise FormatError(path, "has no config.json, params.json or single .gguf file, so it is no checkpoint")
     if path.is_file():
         with path.open("rb") as file:
@@ -117,8 +123,11 @@ def sniff_format(path: Path) -> CheckpointFormat:
     raise ModelNotFoundError(f"{path}: no such file or folder")
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a GGUF file, a Hugging Face folder or a Meta folder; no weights are read.
+def open_checkpoint(path: Path | str, *, depth: int = 0) -> Checkpoint:
+    """Open a GGUF file, a Hugging Face folder, a Meta folder, or an adapter's folder with its base; no weights are read.
+
+    An adapter is merged when its tensors are read (`qafila.weights.adapter_model` opens both apart); ``depth`` is how
+    many adapters are on top already.
 
     Raises:
         QafilaError: something is missing, damaged or not supported; the message names the file.
@@ -130,7 +139,12 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         "meta": _open_meta,
     }
     try:
-        return openers[sniff_format(path)](path)
+        form = sniff_format(path)
+        if form == "adapter":
+            from qafila.weights.adapter_model import open_adapter_model
+
+            return open_adapter_model(path, depth=depth).merged()
+        return openers[form](path)
     except OSError as error:
         raise FormatError(path, f"cannot be read ({error.strerror or error})") from error
 
