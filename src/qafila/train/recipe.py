@@ -249,8 +249,12 @@ class Recipe(Section):
     parallel: ParallelSection = ParallelSection()
     tensorboard: bool = False
     """Write TensorBoard's files beside metrics.jsonl."""
+    processor: str = "here"
+    """What the run is planned for: A100, H100, H200, RTX 4090, or here for this machine; `--dry-run` answers for it."""
     cost_per_hour: float | None = Field(default=None, ge=0)
     """Price of one processor-hour (GPU or machine), for the estimate."""
+    small: dict[str, Any] = Field(default_factory=dict)
+    """Keys of this recipe as `--small` changes them: the same recipe at a size that any laptop runs in minutes."""
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
