@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qafila.data.forms import Example, check_form, example
 from qafila.data.problems import ExampleError, Origin, Problem, Problems
-from qafila.data.records import Record, list_files, read_records
+from qafila.data.records import Record, kind_of, list_files, read_records
 
 __all__ = ["Example", "Origin", "parse_record", "read_examples"]
 
@@ -35,7 +35,7 @@ def read_examples(
     """
     check_form(form, fields or {})
     for file in list_files(path):
-        for record in read_records(file, as_text=form == "text" and not fields and not _has_records(file)):
+        for record in read_records(file, as_text=form == "text" and kind_of(file) is None):
             if problems is not None:
                 problems.seen += 1
             try:
@@ -65,12 +65,6 @@ def parse_record(record: Record, form: str = "auto", fields: Mapping[str, str] |
         return made
     except ExampleError as error:
         raise ExampleError(error.kind, error.reason, record.origin) from None
-
-
-def _has_records(file: Path) -> bool:
-    from qafila.data.records import kind_of
-
-    return kind_of(file) in ("lines", "json", "parquet")
 
 
 def _text(record: Record) -> Example:

@@ -119,7 +119,7 @@ class Problems:
         """
         allowed = max(self.least, int(self.limit * self.seen))
         if not final:
-            allowed = 100 * (allowed + 1) if self.seen < 10_000 else 2 * allowed
+            allowed = max(1000, 10 * allowed)
         if self.mistakes <= allowed:
             return
         first = next(p for p in self.first if p.kind in _MISTAKES)
