@@ -116,7 +116,7 @@ def test_tools_and_calls(tmp_path: Path) -> None:
 
 
 def test_weights_say_what_is_only_read(tmp_path: Path) -> None:
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "weight": 0},
         {"role": "user", "content": "c"},
@@ -124,7 +124,7 @@ def test_weights_say_what_is_only_read(tmp_path: Path) -> None:
     ]
     assert only(tmp_path, {"messages": turns}).learn == (True, False, True, True)
     with pytest.raises(ExampleError, match="weight is 0 or 1"):
-        only(tmp_path, {"messages": [turns[0], {**turns[1], "weight": 0.5}]})
+        only(tmp_path, {"messages": [turns[0], dict(turns[1], weight=0.5)]})
     with pytest.raises(ExampleError, match="no answer of the assistant to learn") as caught:
         only(tmp_path, {"messages": turns[:2]})
     assert caught.value.kind == "no-target"
