@@ -17,6 +17,7 @@ from qafila.errors import UsageError
 if TYPE_CHECKING:
     from qafila.data.manifest import Manifest
     from qafila.data.pack import Packed, Progress
+    from qafila.data.shards import Row
     from qafila.text.chat_format import ChatFormat
     from qafila.text.tokenizer import Tokenizer
 
@@ -112,15 +113,14 @@ def show(
     from qafila.data.shards import Pack
 
     opened = open_tokenizer(tokenizer)
-    with Pack.open(folder) as data:
-        sha256 = tokenizer_sha256(opened)
-        data.manifest.check_tokenizer(sha256, opened.vocab_size, pack=str(folder), model=tokenizer)
-        if start >= data.manifest.rows:
-            raise UsageError(f"--from {start}: {folder} has {data.manifest.rows} rows, numbered from 0")
-        with direction_from_text():
-            for number in range(start, min(start + rows, data.manifest.rows)):
-                for document in _documents(data.row(number)):
-                    _show(opened, number, document, as_json=as_json)
+    data = Pack.open(folder)
+    data.manifest.check_tokenizer(tokenizer_sha256(opened), opened.vocab_size, pack=str(folder), model=tokenizer)
+    if start >= len(data):
+        raise UsageError(f"--from {start}: {folder} has {len(data):,} rows, numbered from 0")
+    with direction_from_text():
+        for number in range(start, min(start + rows, len(data))):
+            for document in _documents(data.row(number)):
+                _show(opened, number, document, as_json=as_json)
 
 
 @command.command()
@@ -134,8 +134,7 @@ def verify(
     """Check every byte of a pack against its manifest."""
     from qafila.data.shards import Pack
 
-    with Pack.open(folder, verify="hashes") as data:
-        manifest = data.manifest
+    manifest = Pack.open(folder, verify="hashes").manifest
     if tokenizer is not None:
         from qafila.cli.tokenize import open_tokenizer
         from qafila.data.fingerprint import tokenizer_sha256
@@ -238,11 +237,16 @@ def _summary(manifest: Manifest) -> str:
     )
 
 
-def _documents(row: Any) -> Iterator[tuple[list[int], list[bool], int, float]]:
-    """Ids, mask, kind and margin of the documents of a row."""
+def _documents(row: Row) -> Iterator[tuple[list[int], list[bool], int, float]]:
+    """Ids, mask, kind and margin of the documents of a row, without its unused end."""
+    from qafila.data.shards import NO_SOURCE
+
     at = 0
-    for length, kind, margin in zip(row.lengths.tolist(), row.kinds.tolist(), row.margins.tolist(), strict=True):
-        yield row.ids[at : at + length].tolist(), row.mask[at : at + length].tolist(), kind, margin
+    for length, kind, margin, source in zip(
+        row.lengths.tolist(), row.kinds.tolist(), row.margins.tolist(), row.sources.tolist(), strict=True
+    ):
+        if source != NO_SOURCE:
+            yield row.ids[at : at + length].tolist(), row.mask[at : at + length].tolist(), kind, margin
         at += length
 
 

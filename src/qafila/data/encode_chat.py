@@ -169,7 +169,9 @@ class PairEncoder(_Answers):
 
 def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Where runs of True begin and end."""
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
+    padded = np.zeros(len(mask) + 2, dtype=np.bool_)
+    padded[1:-1] = mask
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 

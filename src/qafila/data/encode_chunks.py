@@ -78,7 +78,10 @@ class Encoded:
         at = 0
         for size, file, held in zip(self.sizes.tolist(), self.files.tolist(), self.held.tolist(), strict=True):
             unit = tuple(
-                Document(self.ids[starts[i] : ends[i]], self.mask[starts[i] : ends[i]], kinds[i], margins[i])
+                # Copies: a short document that waits long for its row must not keep the whole chunk in memory.
+                Document(
+                    self.ids[starts[i] : ends[i]].copy(), self.mask[starts[i] : ends[i]].copy(), kinds[i], margins[i]
+                )
                 for i in range(at, at + size)
             )
             at += size
