@@ -18,7 +18,7 @@ from qafila.config import ModelConfig
 from qafila.errors import FormatError, UsageError
 from qafila.model.llama import LlamaModel
 from qafila.model.load import to_torch
-from qafila.parameters import LM_HEAD
+from qafila.parameters import EMBEDDING, LM_HEAD
 from qafila.quant.dtypes import DType
 from qafila.weights.adapter import Adapter, LoraModule
 from qafila.weights.names import hugging_face_rules
@@ -142,6 +142,8 @@ def load_adapter(model: LlamaModel, adapter: Adapter, *, dtype: torch.dtype | No
         _adapt(model, path).set_adapter(made, parts[0], parts[1], parts[2])
     parameters = dict(model.named_parameters())
     for name, lazy in adapter.saved.items():
+        if name == LM_HEAD and model.config.tie_embeddings and _is_head(lazy, adapter.saved.get(EMBEDDING), model):
+            continue
         if name not in parameters or parameters[name].shape != lazy.shape:
             there = str(list(parameters[name].shape)) if name in parameters else "none"
             raise FormatError("the adapter", f"replaces {name:.80} by {list(lazy.shape)}, the model has {there}")
@@ -200,6 +202,9 @@ def adapter_of(model: LlamaModel, options: AdapterOptions | None = None, *, base
     }
     if not found:
         raise UsageError("the model has no adapter; save it as a model")
+    if model.config.tie_embeddings and EMBEDDING in saved:
+        # PEFT puts a copy in the embedding's place, which the head does not follow: the file holds the head's too.
+        saved[LM_HEAD] = _lazy(model.head_weight(), LM_HEAD)
     shapes = Counter((module.shape.rank, module.shape.alpha) for module in found.values())
     (rank, alpha), _ = shapes.most_common(1)[0]
     first = next(iter(found.values())).shape
@@ -301,6 +306,14 @@ def _file_names(config: ModelConfig) -> dict[str, str]:
     return {
         rule.canonical[0]: prefix + rule.foreign[0] for rule in hugging_face_rules(config) if len(rule.canonical) == 1
     }
+
+
+def _is_head(head: LazyTensor, embedding: LazyTensor | None, model: LlamaModel) -> bool:
+    """Whether a saved head is the saved embedding, as in the model."""
+    if embedding is None or head.shape != tuple(model.head_weight().shape) or head.dtype is not embedding.dtype:
+        return False
+    data = head.read().data
+    return bool(np.array_equal(data, embedding.read().data[: data.size]))
 
 
 def _target_names(model: nn.Module, found: dict[str, LowRank]) -> tuple[str, ...]:
