@@ -8,10 +8,13 @@ from typing import Any
 import byte_tokenizer
 import numpy as np
 import pytest
+from hypothesis import given as having
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from qafila.data.encode import CHOSEN, REJECTED, Document, EncoderSettings, make_encoder
 from qafila.data.forms import Example, example
-from qafila.data.problems import ExampleError, Origin
+from qafila.data.problems import KINDS, ExampleError, Origin
 from qafila.errors import UsageError
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import FORMATS, chat_format
@@ -320,3 +323,53 @@ def test_text_that_spells_a_special_token_is_text(default_gguf: Path) -> None:
     end = tokenizer.special_tokens["<|im_end|>"]
     assert int((document.ids == end).sum()) == 3  # system, user, assistant
     assert int((document.ids[document.mask] == end).sum()) == 1
+
+
+TURNS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=40), min_size=1, max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@having(
+    name=st.sampled_from(sorted(FORMATS)),
+    turns=TURNS,
+    sequence=st.integers(8, 200),
+    overlong=st.sampled_from([None, "skip"]),
+)
+def test_any_conversation_fits_its_row_or_is_told(
+    name: str, turns: list[str], sequence: int, overlong: str | None
+) -> None:
+    chat = chat_of(name)
+    try:
+        given = conversation(*turns)
+        (document,) = one(chat, given, sequence=sequence, overlong=overlong)
+    except ExampleError as error:
+        told = str(error)
+    else:
+        told = ""
+        assert 1 < len(document) <= sequence
+        assert document.n_targets
+        assert not document.mask[0]
+        rendered = chat.render(given.messages, add_generation_prompt=False)
+        assert document.ids.tolist() == rendered.ids[: len(document)]
+        assert document.mask.tolist() == rendered.mask[: len(document)]
+    assert "\n" not in told
+
+
+@settings(max_examples=100, deadline=None)
+@having(
+    prompt=st.text(max_size=30),
+    sides=st.tuples(st.text(max_size=90), st.text(max_size=90)),
+    sequence=st.integers(16, 200),
+)
+def test_any_pair_fits_its_row_or_is_told(prompt: str, sides: tuple[str, str], sequence: int) -> None:
+    chat = chat_of("llama-3")
+    try:
+        given = example({"prompt": prompt, "chosen": sides[0], "rejected": sides[1]}, WHERE)
+        pair = one(chat, given, "dpo", sequence=sequence)
+    except ExampleError as error:
+        assert error.kind in KINDS  # noqa: PT017
+        return
+    assert sum(map(len, pair)) <= sequence
+    assert all(document.n_targets for document in pair)
+    start = min(int(np.flatnonzero(document.mask)[0]) for document in pair)
+    assert pair[0].ids[:start].tolist() == pair[1].ids[:start].tolist()

@@ -197,6 +197,7 @@ def test_roles_out_of_order_have_a_line(tmp_path: Path, roles: list[str], index:
         (b"7", "malformed", "expected an object, not 7"),
         (b"null", "malformed", "expected an object, not null"),
         (b'{"foo": 1, "bar": 2}', "malformed", "no form has these fields: foo, bar"),
+        (b'{"a\\nb\\u001b[2J": 1}', "malformed", r"fields: a\nb\x1b[2J;"),
         (b'{"text": 3}', "malformed", "text: expected text, not 3"),
         (b'{"text": " "}', "empty", "text: empty"),
         (b'{"messages": []}', "empty", "none"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qafila.cli.main import one_line
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
@@ -213,7 +214,8 @@ def _tell(packed: Packed, to: Path, *, as_json: bool) -> None:
         print(json.dumps(told, ensure_ascii=False))
         return
     for line in packed.problems.lines():
-        print(line, file=sys.stderr)
+        indent = line[: len(line) - len(line.lstrip())]
+        print(indent + one_line(line), file=sys.stderr)
     print(f"{to}: {_summary(manifest)}")
     if held is not None:
         print(f"{to}-validation: {_summary(held)}")

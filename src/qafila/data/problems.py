@@ -57,6 +57,8 @@ class ExampleError(DataError):
     """
 
     def __init__(self, kind: ProblemKind, reason: str, origin: Origin | None = None) -> None:
+        # Names of fields are told as they are, and a hostile file may have line ends and terminal commands in them.
+        reason = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in reason)
         super().__init__(reason if origin is None else f"{origin}: {reason}")
         self.kind, self.reason, self.origin = kind, reason, origin
 
