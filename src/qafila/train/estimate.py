@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qafila.config import ModelConfig
-from qafila.errors import ModelNotFoundError, UsageError
+from qafila.errors import UsageError
 from qafila.machine import Machine
 from qafila.memory import Estimate, gigabytes
 from qafila.parameters import active_parameters, text_parameters
-from qafila.presets import preset, preset_names
 from qafila.train.flops import (
     Processor,
     assumed_mfu,
@@ -208,22 +207,6 @@ def estimate(
         tonnes_co2=None if power is None else carbon(power),
         basis=basis,
     )
-
-
-def published_config(base: str) -> ModelConfig | None:
-    """The shape of a published Llama by the name it is fetched under (``hf:meta-llama/Llama-2-7b-hf``); None: unknown.
-
-    For planning with a model that is not here.
-    """
-    name = base.rsplit("/", 1)[-1].lower().removeprefix("hf:").removeprefix("meta-")
-    name = name.replace("codellama", "code-llama")
-    if name.startswith("code-llama"):
-        name = "code-llama-" + next((part for part in name.split("-") if part[:-1].isdigit() and part[-1] == "b"), "")
-    known = sorted((n for n in preset_names() if name == n or name.startswith(n + "-")), key=len)
-    try:
-        return preset(known[-1]) if known else None
-    except ModelNotFoundError:
-        return None
 
 
 def _check_batch(recipe: Recipe, layout: Layout) -> None:

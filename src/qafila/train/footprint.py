@@ -170,6 +170,17 @@ def _trained(recipe: Recipe, config: ModelConfig, part: _Part) -> int:
         for _, shape in _targets(recipe, config, plan):
             total += prod(shape[:-2]) * recipe.adapter.rank * (shape[-2] + shape[-1])
             total += prod(shape[:-1]) if recipe.adapter.kind == "dora" else 0
+    return total + _saved(recipe, config, part)
+
+
+def _saved(recipe: Recipe, config: ModelConfig, part: _Part) -> int:
+    """Parameters of embedding and head, where an adapter trains them whole besides."""
+    saved = recipe.adapter.save if recipe.adapter is not None else ()
+    total = 0
+    if "embed_tokens" in saved and (part.embeds or (part.heads and config.tie_embeddings)):
+        total += (config.vocab_size + config.extra_embeddings) * config.dim
+    if "lm_head" in saved and part.heads and not config.tie_embeddings:
+        total += config.vocab_size * config.dim
     return total
 
 
