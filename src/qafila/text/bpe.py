@@ -71,7 +71,7 @@ class ByteLevelBPE(Tokenizer):
         self._tokens = list(tokens)
         self._control = frozenset(special_tokens.values())
         self._ranks, self._merges = ranks, merges
-        self._reference_limits, self._ignore_merges = reference_limits, ignore_merges
+        self._reference_limits, self.ignore_merges = reference_limits, ignore_merges
         self._core = MergeCore(pre.pattern, ranks)
         if by_rank is None:
             by_rank = [self._ids.get(token, -1) for token in ranks]
@@ -168,7 +168,7 @@ class ByteLevelBPE(Tokenizer):
         outside = self._control | set(self.added_tokens.values())
         tokens = [b"" if i in outside else token for i, token in enumerate(self._tokens)]
         spec, merges = self.pre.spec, self.merges
-        return hf_from_json(byte_level_document(tokens, {}, {}, spec, merges, self._ignore_merges, Roles()))
+        return hf_from_json(byte_level_document(tokens, {}, {}, spec, merges, self.ignore_merges, Roles()))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """See `Tokenizer.decode`."""
@@ -210,21 +210,19 @@ class ByteLevelBPE(Tokenizer):
         from qafila.text.tokenizer_hf import byte_level_document
 
         special, added, spec, merges = self.special_tokens, self.added_tokens, self.pre.spec, self.merges
-        return byte_level_document(self._tokens, special, added, spec, merges, self._ignore_merges, self.roles)
+        return byte_level_document(self._tokens, special, added, spec, merges, self.ignore_merges, self.roles)
 
     @property
     def gguf_pre(self) -> str:
         """The name for ``tokenizer.ggml.pre`` that readers take for this pattern and this way with merges."""
         same = [known for known in pre_tokenizers() if known.pattern == self.pre.pattern]
-        fitting = next((known for known in same if known.ignore_merges == self._ignore_merges), None)
+        fitting = next((known for known in same if known.ignore_merges == self.ignore_merges), None)
         if fitting is None:
             raise TokenizerError(
                 f"tokenizer: GGUF files of the kind {self.pre.names[0]!r} do not treat merges as this vocabulary does"
             )
         return (
-            self.pre.names[0]
-            if self.pre in same and self.pre.ignore_merges == self._ignore_merges
-            else fitting.names[0]
+            self.pre.names[0] if self.pre in same and self.pre.ignore_merges == self.ignore_merges else fitting.names[0]
         )
 
     def to_gguf(self) -> dict[str, object]:
@@ -239,7 +237,7 @@ class ByteLevelBPE(Tokenizer):
 
         data = tiktoken_file(self, self._ids)
         if self._ranks != self._ids and (
-            not self._ignore_merges or canonical_merges(self._ranks) != canonical_merges(self._ids)
+            not self.ignore_merges or canonical_merges(self._ranks) != canonical_merges(self._ids)
         ):
             raise TokenizerError(
                 "tokenizer: its ids are not its merge ranks, as a tiktoken file needs it; use tokenizer.json"
