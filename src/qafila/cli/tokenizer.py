@@ -37,6 +37,7 @@ _Weights = Annotated[
     list[float] | None,
     typer.Option("--weight", help="Share of the bytes, one for each FILE in order; may be repeated."),
 ]
+_Field = Annotated[str | None, typer.Option("--field", metavar="NAME", help="The field of records that has the text.")]
 _Force = Annotated[bool, typer.Option("--force", help="Replace what is at FOLDER.")]
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -58,6 +59,7 @@ def train(
     ] = None,
     weight: _Weights = None,
     nbytes: _Bytes = None,
+    field: _Field = None,
     force: _Force = False,
     as_json: _AsJson = False,
 ) -> None:
@@ -68,7 +70,7 @@ def train(
     _check_free(to, force)
     with _shown(quiet=as_json) as progress:
         trained = train_tokenizer(
-            _sources(files, weight),
+            _sources(files, weight, field),
             vocab,
             pattern=pattern,
             specials=chat,
@@ -118,6 +120,7 @@ def extend(
     ] = None,
     weight: _Weights = None,
     nbytes: _Bytes = None,
+    field: _Field = None,
     force: _Force = False,
     as_json: _AsJson = False,
 ) -> None:
@@ -136,14 +139,14 @@ def extend(
     started = time.perf_counter()
     quant = dtype_named(dtype) if dtype is not None else None
     wanted = script_named(script) if script is not None else None
-    sources = _sources(files, weight)
+    sources = _sources(files, weight, field)
     _check_free(to, force)
     checkpoint = open_checkpoint(resolve(model))
     with _shown(quiet=as_json) as progress:
         mixture = Mixture(sources, size(nbytes), weighted=bool(weight))
         extension = extend_tokenizer(checkpoint.tokenizer, mixture, pieces, script=wanted, progress=progress)
         agreements = []
-        for source in [*sources, *_sources(check or [], None)]:
+        for source in [*sources, *_sources(check or [], None, field)]:
             progress(f"checking {source.name}", mixture.nbytes)
             agreements.append(compare_texts(extension, _first(source.texts(), _CHECKED_BYTES)))
         progress("writing", mixture.nbytes)
@@ -180,6 +183,7 @@ def fertility(
         ),
     ],
     nbytes: _Bytes = None,
+    field: _Field = None,
     as_json: _AsJson = False,
 ) -> None:
     """Tokens per word, bytes and characters per token, and words kept whole, by language and tokenizer."""
@@ -194,7 +198,7 @@ def fertility(
     if not files:
         raise UsageError(f"{arguments[-1]}: no text was named; give files that end in .txt, .md, .jsonl (.gz, .xz)")
     tokenizers = [open_tokenizer(name) for name in names]
-    mixture = Mixture(_sources(files, None), size(nbytes))
+    mixture = Mixture(_sources(files, None, field), size(nbytes))
     tables = measure(tokenizers, mixture.chunks())
     if as_json:
         rows = [
@@ -231,14 +235,14 @@ def _check_free(folder: Path, force: bool) -> None:
         raise UsageError(f"{folder}: already exists; name another folder, or use --force to replace it")
 
 
-def _sources(files: Sequence[Path], weights: Sequence[float] | None) -> list[TextSource]:
+def _sources(files: Sequence[Path], weights: Sequence[float] | None, field: str | None) -> list[TextSource]:
     from qafila.text.text_sources import TextSource
 
     if weights and len(weights) != len(files):
         raise UsageError(f"--weight: {len(weights)} given for {len(files)} files; give one for each, in their order")
 
     def reader(file: Path) -> TextSource:
-        return TextSource(str(file), lambda: _texts(file))
+        return TextSource(str(file), lambda: _texts(file, field))
 
     made = [reader(file) for file in files]
     for file in files:
@@ -247,13 +251,16 @@ def _sources(files: Sequence[Path], weights: Sequence[float] | None) -> list[Tex
     return [TextSource(s.name, s.texts, w) for s, w in zip(made, weights, strict=True)] if weights else made
 
 
-def _texts(file: Path) -> Iterator[str]:
+def _texts(file: Path, field: str | None) -> Iterator[str]:
     """What is written in a file or folder: texts as they are; of conversations what each one said."""
     from qafila.data.examples import read_examples
     from qafila.data.problems import Problems
 
     problems = Problems()
-    for example in read_examples(file, problems=problems):
+    read = read_examples(file, problems=problems)
+    if field is not None:
+        read = read_examples(file, "text", problems, fields={"text": field})
+    for example in read:
         if example.kind == "text":
             yield example.text
         else:
