@@ -131,13 +131,15 @@ def extend(
     from qafila.text.extend_tokenizer import compare_texts, extend_tokenizer
     from qafila.text.scripts import script_named
     from qafila.text.text_sources import Mixture
-    from qafila.weights.export import dtype_named, export
+    from qafila.weights.export import dtype_named, export, writable_types
     from qafila.weights.extend import extend_checkpoint
     from qafila.weights.hub import resolve
     from qafila.weights.load import open_checkpoint
 
     started = time.perf_counter()
     quant = dtype_named(dtype) if dtype is not None else None
+    if quant is not None and quant not in writable_types("hf"):
+        raise UsageError(f"--dtype {quant.name}: hf takes {', '.join(t.name for t in writable_types('hf'))}")
     wanted = script_named(script) if script is not None else None
     sources = _sources(files, weight, field)
     _check_free(to, force)
