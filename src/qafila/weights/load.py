@@ -124,10 +124,10 @@ def sniff_format(path: Path) -> CheckpointFormat | Literal["adapter"]:
 
 
 def open_checkpoint(path: Path | str, *, depth: int = 0) -> Checkpoint:
-    """Open a GGUF file, a Hugging Face folder, a Meta folder, or an adapter's folder with its base; no weights are read.
+    """Open a GGUF file, a Hugging Face folder, a Meta folder, or an adapter's folder; no weights are read.
 
-    An adapter is merged when its tensors are read (`qafila.weights.adapter_model` opens both apart); ``depth`` is how
-    many adapters are on top already.
+    An adapter's base is opened with it, and merged when tensors are read (`qafila.weights.adapter_model` opens both
+    apart); ``depth`` is how many adapters are on top already.
 
     Raises:
         QafilaError: something is missing, damaged or not supported; the message names the file.
