@@ -47,7 +47,7 @@ class Processor:
 #: the middle of LLaMA's and Llama 2's published hours, RTX 4090 torchtune's 8B row (1,650 tokens/s).
 PROCESSORS: Final[Mapping[str, Processor]] = MappingProxyType(
     {
-        "A100": Processor("A100", 80 * 2**30, 312e12, 0.43, 400, float8=False),
+        "A100": Processor("A100", 80 * 2**30, 312e12, 0.45, 400, float8=False),
         "H100": Processor("H100", 80 * 2**30, 989e12, 0.39, 700, float8=True),
         "H200": Processor("H200", 141 * 10**9, 989e12, 0.39, 700, float8=True),
         "RTX 4090": Processor("RTX 4090", 24 * 2**30, 165e12, 0.48, 450, float8=True),

@@ -105,6 +105,8 @@ class AdapterSection(Section):
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Last parts of the names of linear layers that get an adapter."""
+    save: tuple[str, ...] = ()
+    """Last parts of the names of modules trained whole besides: `embed_tokens` after the vocabulary was extended."""
     base: Literal["plain", "stored", "nf4"] = "plain"
     """How the frozen base lies in memory: plain (the model's dtype), stored (its GGUF blocks), nf4 (QLoRA)."""
 
@@ -231,7 +233,7 @@ class ParallelSection(Section):
 class Recipe(Section):
     """All that a run needs."""
 
-    name: str = Field(pattern=r"[\w][\w.-]{0,99}")
+    name: str = Field(pattern=r"^\w[\w.-]{0,99}$")
     """The run's folder is runs/NAME."""
     description: str = ""
     """One line for people, and for the model card."""
@@ -315,6 +317,8 @@ def _parse(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{path}: is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
     if path.suffix in (".yaml", ".yml"):
         import yaml
 
