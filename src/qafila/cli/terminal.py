@@ -17,9 +17,14 @@ _DIRECTION_FROM_TEXT = "\x1b[?2501h"
 _DIRECTION_AS_BEFORE = "\x1b[?2501l"
 
 
+def printable(text: str) -> str:
+    """``text`` without anything that a terminal would obey."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
 def show(text: str) -> None:
     """Print a piece of a model's text at once; on a terminal its control characters are shown as U+FFFD."""
-    sys.stdout.write(_CONTROLS.sub("\ufffd", text) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -170,4 +170,4 @@ class LlamaModel(nn.Module):
         x_BTD = self.model(ids_BT, positions_T, cache, image_BID)
         if last_only:
             x_BTD = x_BTD[:, -1:]
-        return F.linear(x_BTD, self.head_weight()).float()
+        return F.linear(x_BTD, self.head_weight().to(x_BTD.dtype)).float()

@@ -72,7 +72,8 @@ def _runs(spans: Sequence[int]) -> list[tuple[int, int]]:
 
 def _stacked(x_1HTN: Tensor, count: int) -> Tensor:
     """``[1, H, count * L, N]`` to ``[count, H, L, N]``."""
-    return x_1HTN[0].unflatten(1, (count, -1)).transpose(0, 1)
+    heads, tokens, dims = x_1HTN.shape[1:]
+    return x_1HTN[0].view(heads, count, tokens // count, dims).transpose(0, 1)
 
 
 def _variable_length(q_1HTN: Tensor, k_1KTN: Tensor, v_1KTN: Tensor, spans: Sequence[int]) -> Tensor:

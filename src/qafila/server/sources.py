@@ -51,7 +51,9 @@ def local_entries(models: Sequence[str], adapters: Sequence[str], options: Mappi
         if found is None or found.base is not None:
             raise UsageError(f"--adapter: {name} is for {base or 'a local model'!r:.80}, which is not served here")
         if (Path(found.source) / "adapter_config.json").is_file():
-            raise UsageError(f"--adapter: {name} is for {found.name:.80}, which is an adapter itself; serve the base of both")
+            raise UsageError(
+                f"--adapter: {name} is for {found.name:.80}, which is an adapter itself; serve the base of both"
+            )
         add(entries, adapter_entry(name, folder, found))
     return entries
 

@@ -1,0 +1,109 @@
+"""`qafila train`: by a recipe, to a model in runs/NAME."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qafila.errors import UsageError
+
+if TYPE_CHECKING:
+    from qafila.train.run import Result
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a .toml or .yaml file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change: train.steps=100.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where run folders are.")] = Path("runs"),
+    small: Annotated[bool, typer.Option("--small", help="With the recipe's small values, for this machine.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print memory, tokens, steps, time and cost, and train nothing.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start a run again that is there.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, max=1024, help="Processes on this machine (see parallel in docs).")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a model by a recipe; it is in runs/NAME afterwards, and opens like any other.
+
+    Ctrl-C and SIGTERM finish the step, keep a checkpoint and the model, and end; --resume goes on.
+    """
+    _needs_training_extra()
+    from qafila.train.recipe import read_recipe
+
+    checked = read_recipe(recipe, overrides or [], small=small)
+    folder = recipe.resolve().parent
+    if dry_run:
+        _dry_run(checked, folder, nproc, as_json)
+        return
+    from qafila.train.report import Reporter, Silent
+
+    reporter: Reporter = Silent()
+    if not as_json:
+        from qafila.cli.train_report import Lines, Live
+
+        reporter = Live() if sys.stderr.isatty() else Lines()
+    if nproc > 1:
+        raise UsageError("--nproc: not yet")
+    from qafila.train.run import train
+
+    result = train(checked, beside=folder, out=to, resume=resume, overwrite=force, reporter=reporter, answerer=_answer)
+    _tell(result, as_json)
+    if result.stopped is not None:
+        raise typer.Exit(128 + result.stopped)
+
+
+def _answer(folder: Path, prompts: Sequence[str], *, chat: str | None, max_tokens: int) -> list[dict[str, Any]]:
+    """Answers of the native engine: what `qafila chat` would show."""
+    from qafila.chat.llama import Llama
+
+    with Llama.load(folder, format=chat) as llama:
+        found = []
+        for prompt in prompts:
+            if chat is None:
+                answer = llama.complete(prompt, temperature=0.0, max_tokens=max_tokens)
+            else:
+                answer = llama.chat([{"role": "user", "content": prompt}], temperature=0.0, max_tokens=max_tokens)
+            found.append({"prompt": prompt, "answer": answer.text, "stopped": answer.finish_reason == "stop"})
+        return found
+
+
+def _needs_training_extra() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("training needs torch: pip install 'qafila[train]' (in a checkout: make train)")
+
+
+def _dry_run(recipe: Any, folder: Path, nproc: int, as_json: bool) -> None:
+    raise UsageError("--dry-run: not yet")
+
+
+def _tell(result: Result, as_json: bool) -> None:
+    validation = dict(result.validation)
+    if as_json:
+        report = {
+            "run": str(result.folder),
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "seconds": round(result.seconds, 1),
+            "loss": result.loss,
+            "validation": validation,
+            "stopped": result.stopped is not None,
+        }
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    minutes = result.seconds / 60
+    state = "stopped" if result.stopped is not None else "done"
+    loss = f", validation loss {validation['loss']:.3f}" if "loss" in validation else ""
+    print(f"{state}: {result.steps} steps, {result.tokens:,} tokens in {minutes:.1f} minutes{loss}")
+    if result.stopped is not None:
+        print("go on with --resume")
+    print(f"talk with it: qafila chat {result.folder}")

@@ -1,0 +1,255 @@
+"""The one training loop: batches of an objective, steps of an optimiser, and what is measured on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qafila.data.batch import Batch
+from qafila.data.loader import Loader
+from qafila.errors import TrainingError
+from qafila.model.llama import LlamaModel
+from qafila.model.out_of_memory import is_out_of_memory
+from qafila.train.objective import DeviceBatch, Objective
+
+Sums = dict[str, float]
+
+
+class Optimizer(Protocol):
+    """What the loop needs of an optimiser (`qafila.train.optim`)."""
+
+    def step(self, factor: float) -> None:
+        """Move the weights with the learning rates times ``factor``."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+
+
+class Executor(Protocol):
+    """How the micro-batches of a step are computed: one after the other, or through a pipeline."""
+
+    def forward_backward(self, batches: Sequence[DeviceBatch], scale: float) -> Mapping[str, Tensor]:
+        """Gradients of ``scale`` times the batches' loss, and the objective's sums over them."""
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over all processes that saw different batches."""
+
+    def clip(self, largest: float) -> float:
+        """The norm of all gradients, which are scaled down to ``largest`` (0: left as they are)."""
+
+
+@dataclass
+class OneProcess:
+    """The obvious executor: this process alone, one micro-batch after the other."""
+
+    model: LlamaModel
+    objective: Objective
+
+    def forward_backward(self, batches: Sequence[DeviceBatch], scale: float) -> Mapping[str, Tensor]:
+        """As `Executor` says."""
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            if not self.objective.weight(batch):
+                continue
+            loss = self.objective(self.model, batch, scale)
+            if not bool(torch.isfinite(loss.total)):
+                raise NotFinite(f"the loss is {loss.total.item()}", batch.rows)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            for name, value in loss.sums.items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+        return sums
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """As they are."""
+        return values
+
+    def clip(self, largest: float) -> float:
+        """As `Executor` says."""
+        from qafila.train.clip import clip_gradients
+
+        return float(clip_gradients(self.model.parameters(), largest))
+
+
+class NotFinite(Exception):  # noqa: N818 - what happened, not an error of ours yet
+    """A loss or gradient that is no number, with the rows it came from."""
+
+    def __init__(self, what: str, rows: Sequence[tuple[str, int]]) -> None:
+        super().__init__(what)
+        self.rows = tuple(rows)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step, as metrics.jsonl tells it. Times are seconds, memory is bytes."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    targets: int
+    seconds: float
+    sums: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of the step, all processes together."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+@dataclass
+class Trainer:
+    """The state of a run and the step that moves it.
+
+    Args:
+        model: in training mode, on its device.
+        objective: the loss.
+        loader: gives this process's micro-batches of each step.
+        optimizer: moves the weights. schedule: learning-rate factor of a step (counted from 0).
+        executor: computes a step.
+        lr: peak learning rate, to report. clip: largest norm of the gradient, 0 for none.
+    """
+
+    model: LlamaModel
+    objective: Objective
+    loader: Loader
+    optimizer: Optimizer
+    schedule: Callable[[int], float]
+    executor: Executor
+    lr: float
+    clip: float
+    step: int = 0
+    tokens: int = 0
+
+    def train_step(self) -> StepReport:
+        """One optimiser step.
+
+        Raises:
+            StopIteration: the data is used up.
+            TrainingError: loss or gradient is no number (the weights are as before the step), or memory ran out.
+        """
+        started = time.perf_counter()
+        batches = [DeviceBatch.of(batch, self.model.device) for batch in self.loader.next_step()]
+        weight = sum(self.objective.weight(batch) for batch in batches)
+        counts = torch.tensor([weight, sum(b.ids_1T.shape[1] for b in batches), sum(b.n_targets for b in batches)])
+        total, tokens, targets = (int(v) for v in self.executor.add_up(counts))
+        if not total:
+            raise TrainingError(f"step {self.step + 1}: no token of the batch is a target; {_named(batches)}")
+        try:
+            sums = self.executor.forward_backward(batches, 1.0 / total)
+            norm = self.executor.clip(self.clip)
+            if not math.isfinite(norm):
+                raise NotFinite(f"the norm of the gradient is {norm}", [row for b in batches for row in b.rows])
+        except NotFinite as error:
+            self.optimizer.zero_grad()
+            raise TrainingError(
+                f"step {self.step + 1}: {error}, at {_rows(error.rows)}; look at them with `qafila data show`, lower "
+                "optimizer.lr, or clip more"
+            ) from None
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(batches[0].ids_1T.shape[1]) from None
+            raise
+        factor = self.schedule(self.step)
+        self.optimizer.step(factor)
+        self.optimizer.zero_grad()
+        means = self._means(sums, total)
+        self.step += 1
+        self.tokens += tokens
+        seconds = time.perf_counter() - started
+        return StepReport(self.step, means.pop("loss"), self.lr * factor, norm, tokens, targets, seconds, means)
+
+    def probe(self, rows: int, sequence: int) -> None:
+        """Compute the largest step there can be, without moving a weight, so that too little memory shows at once.
+
+        Raises:
+            TrainingError: memory ran out; says what to change.
+        """
+        ids = torch.zeros((1, rows * sequence), dtype=torch.int64, device=self.model.device)
+        targets = torch.zeros(rows * sequence, dtype=torch.int64, device=self.model.device)
+        kinds = tuple(1 + row % 2 for row in range(rows))
+        whole = DeviceBatch(ids, targets, (sequence,) * rows, kinds, (0.0,) * rows, rows * sequence, ())
+        try:
+            self.executor.forward_backward([whole], 1.0 / max(1, self.objective.weight(whole)))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(rows * sequence) from None
+            raise
+        finally:
+            self.optimizer.zero_grad()
+
+    def validate(self, batches: Sequence[Batch]) -> Sums:
+        """Means of the objective's figures over validation batches; the model is as before afterwards."""
+        self.model.eval()
+        try:
+            sums: dict[str, Tensor] = {}
+            total = 0
+            for batch in batches:
+                placed = DeviceBatch.of(batch, self.model.device)
+                if weight := self.objective.weight(placed):
+                    total += weight
+                    for name, value in self.objective.evaluate(self.model, placed).items():
+                        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+        finally:
+            self.model.train()
+        counted = int(self.executor.add_up(torch.tensor([total]))[0])
+        return self._means(sums, counted) if counted else {}
+
+    def _means(self, sums: Mapping[str, Tensor], weight: int) -> Sums:
+        names = sorted(sums)
+        stacked = torch.stack([sums[name].double().cpu() for name in names]) if names else torch.zeros(0)
+        return {name: float(value) / weight for name, value in zip(names, self.executor.add_up(stacked), strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, but the weights and random number generators."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "loader": self.loader.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loader.load_state_dict(state["loader"])
+        self.step, self.tokens = int(state["step"]), int(state["tokens"])
+
+
+def out_of_memory(tokens: int) -> TrainingError:
+    """Too little memory for a micro-batch of ``tokens`` tokens, and the way out."""
+    return TrainingError(
+        f"not enough memory for micro-batches of {tokens:,} tokens; lower train.micro_batch or data.sequence, set "
+        "train.checkpoint_activations=true, or train an adapter; `--dry-run` shows where the bytes go"
+    )
+
+
+def _named(batches: Sequence[DeviceBatch]) -> str:
+    return _rows([row for batch in batches for row in batch.rows])
+
+
+def _rows(rows: Sequence[tuple[str, int]]) -> str:
+    """Rows by source: ``chats rows 3, 17``."""
+    by_source: dict[str, list[int]] = {}
+    for source, row in rows:
+        by_source.setdefault(source, []).append(row)
+    return (
+        "; ".join(
+            f"{source} row{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:8]))}"
+            + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+            for source, numbers in by_source.items()
+        )
+        or "a batch without rows"
+    )

@@ -1,0 +1,18 @@
+"""Rounding at random: float32 to bfloat16 so that the mean over many roundings is the number itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """float32 to bfloat16, up or down with the probability that the distance to each neighbour says.
+
+    A bfloat16 is the upper half of a float32, so random lower bits are added and cut off (arXiv 2010.06192).
+    """
+    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    bits = values.contiguous().view(torch.int32) + noise
+    rounded = (bits & -65536).view(torch.float32)
+    # Infinities and what is no number must not be changed into each other.
+    return torch.where(torch.isfinite(values), rounded, values).to(torch.bfloat16)

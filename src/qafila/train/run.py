@@ -1,0 +1,328 @@
+"""A whole run: packs, model, loop, evaluations, checkpoints, and the model that is left in the run's folder."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qafila.data.batch import Batch
+from qafila.data.loader import Loader, Source
+from qafila.errors import DataError, TrainingError
+from qafila.train import evaluate, plots
+from qafila.train.checkpoint import Checkpoints
+from qafila.train.evaluate import Answerer
+from qafila.train.loop import OneProcess, StepReport, Trainer
+from qafila.train.objectives import make_objective
+from qafila.train.optim import make_optimizer
+from qafila.train.recipe import Recipe
+from qafila.train.report import Reporter, Silent
+from qafila.train.run_folder import MetricsLog, RunFolder
+from qafila.train.save import save_model
+from qafila.train.schedule import learning_rate_factor
+from qafila.train.signals import StopRequest, stopping
+from qafila.train.sources import NamedPack, Packs, find_packs
+from qafila.train.subject import Subject, find_subject
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. ``stopped`` is the signal that ended it early, None where it went to its end."""
+
+    folder: Path
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float | None
+    validation: Mapping[str, float] = field(default_factory=dict)
+    stopped: int | None = None
+
+
+def train(
+    recipe: Recipe,
+    *,
+    beside: Path,
+    out: Path = Path("runs"),
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    answerer: Answerer | None = None,
+) -> Result:
+    """Train by a recipe; the model is in ``out / recipe.name`` afterwards, and opens like any other.
+
+    Args:
+        recipe: what to do.
+        beside: folder of the recipe, for its relative paths.
+        out: where run folders are.
+        resume: go on from the newest whole checkpoint of the run that is there.
+        overwrite: start a run that is there again.
+        reporter: is told of everything.
+        answerer: answers the recipe's prompts, on a CPU; by default the training model itself does, more slowly.
+
+    Raises:
+        TrainingError: training had to stop; what was kept is said.
+        DataError, UsageError, ...: something of the recipe cannot be used; nothing was trained.
+    """
+    reporter = reporter or Silent()
+    subject = find_subject(recipe, beside)
+    folder = RunFolder.start(out / recipe.name, recipe, resume=resume, overwrite=overwrite)
+    packs = find_packs(subject, beside, folder.packs, reporter)
+    run = Run(subject, folder, packs, reporter, answerer)
+    with stopping() as request:
+        try:
+            return run.go(request, resume=resume)
+        finally:
+            reporter.finish()
+            run.close()
+
+
+class Run:
+    """One run under way.
+
+    Args:
+        subject: what is trained. folder: where it is kept. packs: what it learns from. reporter: who is told.
+        answerer: who answers prompts.
+    """
+
+    def __init__(
+        self, subject: Subject, folder: RunFolder, packs: Packs, reporter: Reporter, answerer: Answerer | None = None
+    ) -> None:
+        recipe = subject.recipe
+        self._answerer = answerer
+        self.subject, self.folder, self.packs, self.reporter = subject, folder, packs, reporter
+        self.recipe = recipe
+        torch.manual_seed(recipe.train.seed)
+        torch.set_num_threads(recipe.train.threads or _cores())
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loader = self._loader(packs.train)
+        self.steps = total_steps(recipe, loader)
+        self.validation = self._validation_batches()
+        bits = recipe.objective == "pretrain" and self.validation
+        self._text_bytes = evaluate.bytes_of_targets(self.validation, subject.tokenizer) if bits else None
+        model = subject.build(self.device)
+        objective = make_objective(subject, model)
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.trainer = Trainer(
+            model=model,
+            objective=objective,
+            loader=loader,
+            optimizer=make_optimizer(trained, recipe.optimizer, recipe.train.precision),
+            schedule=lambda step: learning_rate_factor(recipe.schedule, step, self.steps),
+            executor=OneProcess(model, objective),
+            lr=recipe.optimizer.lr,
+            clip=recipe.optimizer.clip,
+        )
+        self.checkpoints = Checkpoints(
+            folder.checkpoints,
+            keep=recipe.checkpoint.keep,
+            background=recipe.checkpoint.background,
+            identity=self._identity(),
+            warn=reporter.warn,
+        )
+        self._log: MetricsLog | None = None
+        self.last_validation: dict[str, float] = {}
+        self.loss: float | None = None
+        self._started = time.perf_counter()
+
+    def go(self, request: StopRequest, *, resume: bool) -> Result:
+        """Train to the end, or until asked to stop."""
+        trainer, recipe = self.trainer, self.recipe
+        if resume:
+            self._resume()
+        self.folder.forget_after(trainer.step)
+        self._log = MetricsLog(self.folder, tensorboard=recipe.tensorboard)
+        self._write_card()
+        if recipe.train.longest_first:
+            state = torch.get_rng_state()
+            trainer.probe(recipe.train.micro_batch, recipe.data.sequence)
+            torch.set_rng_state(state)
+        self.reporter.start(self.steps, trainer.step)
+        if trainer.step == 0:
+            self._evaluate()
+        every_save = recipe.checkpoint.every or max(1, math.ceil(self.steps / 10))
+        saved = trainer.step
+        while trainer.step < self.steps and request.signal is None:
+            try:
+                report = trainer.train_step()
+            except StopIteration:
+                break
+            except TrainingError as error:
+                self.checkpoints.wait()
+                raise TrainingError(f"{error}; {self._kept()}") from None
+            self._step_done(report)
+            if recipe.evaluate.every and trainer.step % recipe.evaluate.every == 0 and trainer.step < self.steps:
+                self._evaluate()
+            if trainer.step % every_save == 0 and trainer.step < self.steps:
+                self._save()
+                saved = trainer.step
+        if request.signal is None and trainer.step and self.last_validation.get("step") != trainer.step:
+            self._evaluate()
+        if saved != trainer.step:
+            self._save()
+        self.checkpoints.wait()
+        self._leave_model()
+        return Result(
+            self.folder.path,
+            trainer.step,
+            trainer.tokens,
+            time.perf_counter() - self._started,
+            self.loss,
+            {k: v for k, v in self.last_validation.items() if k != "step"},
+            request.signal,
+        )
+
+    def close(self) -> None:
+        """Finish what is under way in the background, and close files."""
+        self.checkpoints.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _loader(self, packs: Sequence[NamedPack]) -> Loader:
+        amounts = self.recipe.train
+        endless = amounts.steps is not None or amounts.tokens is not None
+        epochs = None if endless else amounts.epochs or 1.0
+        return Loader(
+            [Source(p.pack, p.weight, p.name, epochs) for p in packs],
+            rows=amounts.batch,
+            micro_rows=min(amounts.micro_batch, amounts.batch),
+            seed=amounts.seed,
+        )
+
+    def _validation_batches(self) -> list[Batch]:
+        rows = sum(len(p.pack) for p in self.packs.validation)
+        if not rows:
+            return []
+        wanted = min(rows, self.recipe.evaluate.rows)
+        sources = [Source(p.pack, 1.0, p.name, 1.0) for p in self.packs.validation]
+        loader = Loader(
+            sources,
+            rows=wanted,
+            micro_rows=min(self.recipe.train.micro_batch, wanted),
+            seed=self.recipe.train.seed,
+        )
+        return loader.next_step()
+
+    def _identity(self) -> dict[str, str]:
+        """What a checkpoint must agree with to be of this run."""
+        packs = {f"data {p.name}": p.pack.manifest.identity for p in self.packs.train}
+        return {"objective": self.recipe.objective, "model": repr(self.subject.config), **packs}
+
+    def _state(self) -> dict[str, Any]:
+        model = {n: p.detach() for n, p in self.trainer.model.named_parameters() if p.requires_grad}
+        return {"model": model, **self.trainer.state_dict()}
+
+    def _resume(self) -> None:
+        found = self.checkpoints.newest()
+        if found is None:
+            self.reporter.note("no checkpoint yet: starting from the beginning")
+            return
+        state = self._state()  # its tensors are the weights' own memory, and are filled in place
+        self.checkpoints.load(state, found)
+        self.trainer.load_state_dict(state)
+        self.reporter.note(f"resumed at step {self.trainer.step} of {self.steps}")
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.trainer.step, self._state(), self.last_validation.get("loss"))
+
+    def _kept(self) -> str:
+        found = self.checkpoints.newest()
+        if found is None:
+            return "no checkpoint was there yet"
+        return f"the checkpoint of step {found.step} is kept in {self.folder.checkpoints}; --resume goes on from it"
+
+    def _step_done(self, report: StepReport) -> None:
+        self.loss = report.loss
+        line = {
+            "step": report.step,
+            "tokens": self.trainer.tokens,
+            "loss": report.loss,
+            "lr": report.lr,
+            "grad_norm": report.grad_norm,
+            "targets": report.targets,
+            "tokens_per_second": round(report.tokens_per_second, 1),
+            "seconds": round(report.seconds, 4),
+            "memory": memory_in_use(self.device),
+            **report.sums,
+        }
+        assert self._log is not None
+        self._log.write(line)
+        self.reporter.step(line)
+
+    def _evaluate(self) -> None:
+        found = evaluate.measure(self.trainer, self.validation, self._text_bytes) if self.validation else {}
+        samples = self._answers() if self.recipe.evaluate.prompts else []
+        if not found and not samples:
+            return
+        line: dict[str, Any] = {"step": self.trainer.step}
+        if found:
+            line["validation"] = found
+            self.last_validation = {**found, "step": self.trainer.step}
+        if samples:
+            line["samples"] = samples
+        assert self._log is not None
+        self._log.write(line)
+        self.reporter.evaluated(line)
+
+    def _answers(self) -> list[dict[str, Any]]:
+        wanted = self.recipe.evaluate
+        if self._answerer is None or self.device.type != "cpu":
+            return evaluate.answers(self.trainer.model, self.subject, wanted.prompts, wanted.max_tokens)
+        staged = self.folder.path / ".samples"
+        staged.mkdir(exist_ok=True)
+        try:
+            save_model(self.subject, self.trainer.model, staged)
+            of_texts = self.recipe.objective in ("pretrain", "fim")
+            chat = None if of_texts or self.subject.chat is None else self.subject.chat.name
+            return self._answerer(staged, wanted.prompts, chat=chat, max_tokens=wanted.max_tokens)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _leave_model(self) -> None:
+        save_model(self.subject, self.trainer.model, self.folder.path)
+        plots.draw(self.folder.lines(), self.folder.plots)
+        self._write_card()
+
+    def _write_card(self) -> None:
+        from qafila.train.card import write_card
+
+        write_card(self)
+
+
+def total_steps(recipe: Recipe, loader: Loader) -> int:
+    """Optimiser steps of the run.
+
+    Raises:
+        DataError: there is less data than one step takes.
+    """
+    amounts = recipe.train
+    if amounts.steps is not None:
+        return amounts.steps
+    if amounts.tokens is not None:
+        return max(1, round(amounts.tokens / (amounts.batch * recipe.data.sequence)))
+    steps = loader.steps
+    if not steps:
+        raise DataError(f"the data is less than one step of {amounts.batch} rows; lower train.batch or data.sequence")
+    return steps
+
+
+def memory_in_use(device: torch.device) -> int:
+    """The most bytes that this process has held: on the GPU where it computes there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cores() -> int:
+    from qafila.machine import usable_cores
+
+    return usable_cores()

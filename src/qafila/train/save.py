@@ -1,0 +1,69 @@
+"""The trained model out of torch, as a checkpoint that every other part of Qafila opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qafila.model.llama import LlamaModel
+from qafila.quant.dtypes import DType
+from qafila.train.subject import Subject
+from qafila.weights.export import export
+from qafila.weights.load import Checkpoint
+from qafila.weights.tensor import LazyTensor
+from qafila.weights.tensor import Tensor as WeightTensor
+
+_TYPES = {torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DType.BF16}
+
+
+def save_model(subject: Subject, model: LlamaModel, folder: Path) -> None:
+    """Leave the trained model in the run's folder: a Hugging Face model, or a PEFT adapter that names its base.
+
+    Every file is written beside its place and moved; the configuration, by which a folder is known to be a model, last.
+    """
+    if subject.recipe.adapter is not None:
+        _save_adapter(subject, model, folder)
+        return
+    staged = folder / ".model"
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("reward_head.")}
+    export(checkpoint_of(subject, state), staged, "hf", overwrite=True)
+    for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
+        file.replace(folder / file.name)
+    staged.rmdir()
+
+
+def _save_adapter(subject: Subject, model: LlamaModel, folder: Path) -> None:
+    from qafila.adapt.apply import adapter_of
+    from qafila.weights.adapter import write_adapter
+
+    assert subject.recipe.adapter is not None
+    assert subject.source is not None
+    source = subject.source
+    if source != "default" and not source.startswith("hf:"):
+        path = Path(source)
+        if path.exists():
+            source = str(path.resolve())
+    adapter = adapter_of(model, subject.recipe.adapter, base_name=source)
+    write_adapter(folder, adapter, source)
+
+
+def checkpoint_of(subject: Subject, state: Mapping[str, Tensor]) -> Checkpoint:
+    """The checkpoint of trained weights, with the subject's tokenizer, template and settings."""
+    tensors = {name: lazy_tensor(name, tensor) for name, tensor in state.items()}
+    return replace(subject.checkpoint, tensors=tensors, vision_tensors={}, format="hf")
+
+
+def lazy_tensor(name: str, tensor: Tensor) -> LazyTensor:
+    """A view of a torch tensor's bytes."""
+
+    def read() -> WeightTensor:
+        whole = tensor.detach().to("cpu").contiguous()
+        data = whole.view(torch.uint8).numpy().reshape(-1) if whole.numel() else np.zeros(0, np.uint8)
+        return WeightTensor(_TYPES[whole.dtype], tuple(whole.shape), data)
+
+    return LazyTensor(_TYPES[tensor.dtype], tuple(tensor.shape), name, read)

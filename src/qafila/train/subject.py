@@ -1,0 +1,211 @@
+"""What is trained: an existing model opened as it is, or a new one made from a shape and a tokenizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qafila.adapt.frozen import PLAIN, FrozenLinear
+from qafila.adapt.load import load_base
+from qafila.config import GenerationConfig, ModelConfig
+from qafila.errors import ChatError, UsageError
+from qafila.model.llama import LlamaModel
+from qafila.model.load import load_model
+from qafila.parameters import parameter_shapes
+from qafila.presets import preset
+from qafila.text.chat_format import ChatFormat
+from qafila.text.formats import chat_format, detect_format
+from qafila.text.tokenizer import Tokenizer, load_tokenizer
+from qafila.train.recipe import Recipe
+from qafila.weights.hub import resolve
+from qafila.weights.load import Checkpoint, hugging_face_template, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be trained, before it is in memory.
+
+    ``checkpoint`` has its configuration, tokenizer, chat template and generation settings; a new model's has no
+    tensors. ``source`` is what the recipe called the base, None for a new model.
+    """
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    source: str | None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Shape and arithmetic."""
+        return self.checkpoint.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.checkpoint.tokenizer
+
+    @cached_property
+    def chat(self) -> ChatFormat | None:
+        """The chat format: the recipe's, else the checkpoint's own; None where there is none."""
+        if self.recipe.model.format is not None:
+            return chat_format(self.recipe.model.format, self.tokenizer)
+        try:
+            return detect_format(self.checkpoint.chat_template, self.tokenizer)
+        except ChatError:
+            if self.checkpoint.chat_template is not None:
+                raise
+            return None
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer or a text."""
+        ends = [*self.checkpoint.generation.stop_ids, *(self.chat.stop_ids if self.chat is not None else ())]
+        if self.tokenizer.eos_id is not None:
+            ends.append(self.tokenizer.eos_id)
+        return tuple(dict.fromkeys(ends))
+
+    def build(self, device: torch.device) -> LlamaModel:
+        """The model in memory, in training mode: every parameter trainable, or with an adapter only the adapter's.
+
+        On a CPU arithmetic is float32 in any case: most have no instructions for bfloat16, and torch's products are
+        several times slower in it. With ``bfloat16`` an adapter's frozen base is held in it all the same; a model that
+        is trained whole is its own float32 master weights there, and takes no more memory than both would.
+        """
+        recipe = self.recipe
+        dtype = torch.float32 if recipe.train.precision == "float32" else torch.bfloat16
+        widened = device.type == "cpu" and dtype is torch.bfloat16
+        if widened and recipe.adapter is None and recipe.train.precision == "bfloat16":
+            dtype = torch.float32
+        tensors, source = self.checkpoint.tensors, self.checkpoint.path
+        if recipe.adapter is not None:
+            from qafila.adapt.apply import apply_adapter
+
+            model = load_base(self.config, tensors, base=recipe.adapter.base, device=device, dtype=dtype, source=source)
+            apply_adapter(model, recipe.adapter, save=recipe.adapter.save, seed=recipe.train.seed)
+            if widened:
+                _compute_in_float32(model)
+            return model.train()
+        if self.source is None:
+            model = new_model(self.config, recipe.model.init_std, recipe.train.seed, dtype=dtype, device=device)
+        else:
+            model = load_model(self.config, tensors, device=device, dtype=dtype, source=source)
+        return model.requires_grad_(True).train()
+
+
+def _compute_in_float32(model: LlamaModel) -> None:
+    """Let a frozen bfloat16 model compute in float32: activations begin as such, matrices are widened one at a time."""
+    model.model.embed_tokens.register_forward_hook(lambda module, arguments, output: output.float())
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and path != "lm_head":
+            weight = module.weight.detach()
+            model.set_submodule(path, FrozenLinear(module.in_features, module.out_features, PLAIN, (weight,)))
+
+
+def find_subject(recipe: Recipe, folder: Path) -> Subject:
+    """Open what ``recipe`` trains; paths are looked for in ``folder`` (the recipe's own) first.
+
+    Raises:
+        QafilaError: it is not there, is damaged, or its shape and tokenizer do not go together.
+    """
+    model = recipe.model
+    if model.base is not None:
+        source = beside(model.base, folder)
+        checkpoint = open_checkpoint(resolve(source))
+        changes = {"rope_theta": model.rope_theta, "context_length": model.context_length}
+        config = checkpoint.config.with_changes(**{k: v for k, v in changes.items() if v is not None})
+        return Subject(recipe, replace(checkpoint, config=config), source)
+    return Subject(recipe, _new_checkpoint(recipe, folder), None)
+
+
+def beside(name: str, folder: Path) -> str:
+    """``name`` as it is, or, where it is a path that exists in ``folder``, that path."""
+    if name.startswith("hf:") or Path(name).is_absolute():
+        return name
+    there = folder / name
+    return str(there) if there.exists() else name
+
+
+def _new_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint:
+    model = recipe.model
+    assert model.tokenizer is not None
+    path = Path(beside(model.tokenizer, folder))
+    template: str | None = None
+    generation: GenerationConfig | None = None
+    if path.is_dir() and (path / "tokenizer.json").is_file() and not (path / "config.json").is_file():
+        tokenizer = load_tokenizer(path)
+        template = hugging_face_template(path)
+    elif path.suffix in (".model", ".json") and path.is_file():
+        tokenizer = load_tokenizer(path)
+    else:
+        donor = open_checkpoint(resolve(str(path)))
+        tokenizer, template, generation = donor.tokenizer, donor.chat_template, donor.generation
+    if generation is None:
+        stops = (tokenizer.eos_id,) if tokenizer.eos_id is not None else ()
+        generation = GenerationConfig(tokenizer.bos_id, stops, tokenizer.pad_id)
+    if model.preset is not None:
+        config = preset(model.preset).with_changes(vocab_size=tokenizer.vocab_size, extra_embeddings=0, vision=None)
+    else:
+        config = _shaped(model.shape or {}, tokenizer.vocab_size)
+    changes = {"rope_theta": model.rope_theta, "context_length": model.context_length}
+    config = config.with_changes(**{k: v for k, v in changes.items() if v is not None})
+    return Checkpoint(
+        path=path,
+        format="hf",
+        config=config,
+        generation=generation,
+        tensors={},
+        load_tokenizer=lambda: tokenizer,
+        chat_template=template,
+        details={"general.name": recipe.name},
+    )
+
+
+def _shaped(shape: dict[str, object], vocab_size: int) -> ModelConfig:
+    """A configuration from a recipe's ``model.shape``; what can be derived may be left out."""
+    values = dict(shape)
+    dim, heads = values.get("dim"), values.get("n_heads")
+    if isinstance(dim, int) and isinstance(heads, int) and heads > 0:
+        values.setdefault("head_dim", dim // heads)
+        values.setdefault("n_kv_heads", heads)
+    values.setdefault("vocab_size", vocab_size)
+    if values["vocab_size"] != vocab_size:
+        raise UsageError(
+            f"model.shape.vocab_size: is {values['vocab_size']}, but the tokenizer has {vocab_size} tokens"
+        )
+    known = ModelConfig.__dataclass_fields__
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UsageError(f"model.shape: unknown key {unknown[0]}; there are {', '.join(known)}")
+    try:
+        return ModelConfig(**values)  # type: ignore[arg-type]
+    except TypeError:
+        needed = [n for n in ("dim", "n_layers", "n_heads", "ffn_dim") if n not in values]
+        raise UsageError(f"model.shape: {', '.join(needed) or 'a field'} is missing") from None
+
+
+def new_model(config: ModelConfig, std: float, seed: int, *, dtype: torch.dtype, device: torch.device) -> LlamaModel:
+    """A model with fresh weights, the same for the same seed on every device.
+
+    Matrices are normal with deviation ``std``, those back into the residual with ``std / sqrt(2 L)`` (GPT-2's rule, as
+    in torchtitan's Llama); norms are one, gates of cross-attention zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    residual = std / math.sqrt(2 * config.n_layers)
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    state: dict[str, Tensor] = {}
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith("norm.weight"):
+            value = torch.ones(shape)
+        elif name.endswith("_gate"):
+            value = torch.zeros(shape)
+        else:
+            deviation = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else std
+            value = torch.empty(shape).normal_(0.0, deviation, generator=generator)
+        state[name] = value.to(device, dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
