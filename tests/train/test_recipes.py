@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,9 @@ def test_quickstart_speaks_both_languages_and_holds_its_questions_back() -> None
     assert sum(len(messages) > 2 for messages in conversations) >= 20
     asked = {m["content"] for messages in conversations for m in messages if m["role"] == "user"}
     assert not asked & set(read_recipe(FOLDER / "quickstart.toml").evaluate.prompts)
+
+
+def test_the_page_of_recipes_is_as_the_schema_says() -> None:
+    script = FOLDER.parent / "scripts" / "recipe_docs.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], check=False)
+    assert done.returncode == 0, "run scripts/recipe_docs.py"
