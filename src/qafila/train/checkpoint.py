@@ -203,7 +203,7 @@ class Checkpoints:
 
         def end() -> None:
             files.commit(self.folder, found, entries, facts)
-            for path in files.superseded(self.folder, self.keep, lower_is_better=self._lowest):
+            for path in files.superseded(self.folder, snapshot.step, self.keep, lower_is_better=self._lowest):
                 files.remove(path)
 
         self._together(end)
@@ -245,7 +245,8 @@ class Checkpoints:
     def load(self, state: dict[str, Any], found: Found) -> None:
         """Fill ``state`` with a checkpoint: tensors in place, bit for bit, plain values replaced.
 
-        Its parts then go to the ``load_state_dict`` of what they came from. The number of processes need not be that of the save.
+        Its parts then go to the ``load_state_dict`` of what they came from. The number of processes need not be that of
+        the save.
 
         A tensor that ``state`` has no place for (of an optimiser that has taken no step) is added, whole. Random number
         generators of this process are set where the checkpoint has its own.

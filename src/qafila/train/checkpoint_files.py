@@ -199,9 +199,13 @@ def verify(path: Path) -> Found:
     return found
 
 
-def superseded(folder: Path, keep: int, *, lower_is_better: bool) -> list[Path]:
-    """The checkpoints to delete: all but the newest ``keep`` and the one with the best metric."""
-    paths = listed(folder)
+def superseded(folder: Path, step: int, keep: int, *, lower_is_better: bool) -> list[Path]:
+    """The checkpoints to delete after that of ``step``: all but the newest ``keep`` and the one with the best metric.
+
+    Those of later steps go too: the run went back behind them, and what comes now takes their place.
+    """
+    later = [path for path in listed(folder) if path.name > folder_name(step)]
+    paths = [path for path in listed(folder) if path not in later]
     measured: list[tuple[float, int, Path]] = []
     for path in paths:
         with suppress(FormatError):
@@ -209,4 +213,4 @@ def superseded(folder: Path, keep: int, *, lower_is_better: bool) -> list[Path]:
             if found.metric is not None:
                 measured.append((found.metric if lower_is_better else -found.metric, -found.step, path))
     best = min(measured)[2] if measured else None
-    return [path for path in paths[keep:] if path != best]
+    return later + [path for path in paths[keep:] if path != best]

@@ -66,7 +66,7 @@ def open_adapter_model(folder: str | Path, *, depth: int = 0) -> AdapterModel:
     """
     folder = Path(folder)
     adapter = read_adapter(folder)
-    path = _base_path(folder, adapter.base_model_name)
+    path = base_path(folder, adapter.base_model_name)
     if depth >= _MOST_STACKED:
         raise FormatError(folder, f"is the {depth}th adapter of a chain, or of a circle; merge those below it")
     try:
@@ -97,7 +97,12 @@ def open_for_engine(path: str | Path, *, merge_adapter: bool = False) -> tuple[C
     return model.base, path
 
 
-def _base_path(folder: Path, name: str | None) -> Path:
+def base_path(folder: Path, name: str | None) -> Path:
+    """Where the base of an adapter in ``folder`` is, by the name that its configuration gives.
+
+    Raises:
+        ModelNotFoundError: it is not here. FormatError: there is no such name.
+    """
     from qafila.weights.hub import resolve
     from qafila.weights.storage import is_there
 
