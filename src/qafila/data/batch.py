@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qafila.data.shards import Row
+from qafila.data.shard_file import Row
 
 IGNORED: Final = -100
 """The target of a position that is not learned from."""
@@ -44,19 +44,18 @@ class Batch:
 
     @staticmethod
     def of(rows: Sequence[Row], names: Sequence[tuple[str, int]]) -> Batch:
-        """Rows as one batch.
-
-        The first token of a document is never learned (packs are written so), so a target that looks at the next token
-        never looks into another document.
-        """
-        ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
+        """Rows as one batch."""
+        ids = np.concatenate([row.ids for row in rows], dtype=np.int64)
         mask = np.concatenate([row.mask for row in rows])
+        lengths = np.concatenate([row.lengths for row in rows], dtype=np.int32, casting="same_kind")
         targets = np.full(len(ids), IGNORED, dtype=np.int64)
         np.copyto(targets[:-1], ids[1:], where=mask[1:])
+        # Packs are written so that no document's first token is learned; a batch does not take that on trust.
+        targets[np.cumsum(lengths) - 1] = IGNORED
         return Batch(
             ids=ids,
             targets=targets,
-            lengths=np.concatenate([row.lengths for row in rows]).astype(np.int32),
+            lengths=lengths,
             kinds=np.concatenate([row.kinds for row in rows]),
             margins=np.concatenate([row.margins for row in rows]),
             rows=tuple(names),

@@ -147,9 +147,10 @@ class Manifest(_Facts):
             DataError: the tokenizers differ.
         """
         if (sha256, vocab_size) != (self.facts.tokenizer, self.facts.vocab_size):
+            mine = f"{self.facts.vocab_size} tokens, {self.facts.tokenizer[:12]}"
             raise DataError(
-                f"{pack}: was made with another tokenizer ({self.facts.vocab_size} tokens, {self.facts.tokenizer[:12]}) "
-                f"than {model} has ({vocab_size} tokens, {sha256[:12]}); pack the data again with --tokenizer {model}"
+                f"{pack}: was made with another tokenizer ({mine}) than {model} has ({vocab_size} tokens, "
+                f"{sha256[:12]}); pack the data again with the right --tokenizer"
             )
 
 
@@ -163,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not be waited for
-        with open(descriptor, "rb") as file:
+        with os.fdopen(descriptor, "rb") as file:
             data = file.read(_MOST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder}: holds no pack (no {MANIFEST}); make one with `qafila data pack`") from None

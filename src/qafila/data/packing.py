@@ -1,8 +1,8 @@
 """Documents into rows of one length, with little padding: best fit over a bounded number of waiting units.
 
 A row takes the longest unit that waits, then again and again the one that leaves the least room, until none fits. Over
-all units at once that is first fit decreasing; here it sees those that wait, so memory does not grow with the data. Rows
-close one by one, so nothing half full is left lying but the last.
+all units at once that is first fit decreasing; here it sees those that wait, so memory does not grow with the data.
+Rows close one by one, so nothing half full is left lying but the last.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Token shards: rows of one length in files that are mapped, not read.
-
-A shard holds, one after the other, each padded to eight bytes: ids (uint16, or uint32 for larger vocabularies) of its
-rows; lengths (uint32), sources (uint32), margins (float32) and kinds (uint8) of its documents; the number of documents
-before the end of each row (uint32); and the mask, a bit a token, each row starting on a byte. Little-endian throughout.
-"""
+"""Packs: folders of token shards with a manifest; written beside their place, moved there whole, mapped to be read."""
 
 from __future__ import annotations
 
@@ -12,8 +7,11 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -21,78 +19,48 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qafila.data.encode import PLAIN, Unit
+from qafila.data.encode import PLAIN, Document, Unit
 from qafila.data.manifest import MANIFEST, Manifest, PackFacts, ShardFacts, SourceFacts, read_manifest
 from qafila.data.packing import Packer
-from qafila.errors import DataError, FormatError, StorageError
+from qafila.data.shard_file import NO_SOURCE, Row, Shard, check_hash, check_size, id_type, shard_pieces
+from qafila.errors import DataError, QafilaError, StorageError
 
-NO_SOURCE: Final = 0xFFFF_FFFF
-"""Source of the unused end of a row."""
+__all__ = ["NO_SOURCE", "Pack", "PackWriter", "Row"]
+
 _SHARD_BYTES: Final = 1 << 26
-_ALIGN: Final = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One row: ids [S] (uint16 or uint32), mask bool [S], and lengths, kinds, margins and sources of its documents."""
-
-    ids: NDArray[Any]
-    mask: NDArray[np.bool_]
-    lengths: NDArray[np.uint32]
-    kinds: NDArray[np.uint8]
-    margins: NDArray[np.float32]
-    sources: NDArray[np.uint32]
-
-
-def _dtype(vocab_size: int) -> np.dtype[Any]:
-    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
-
-
-def _sections(facts: PackFacts, rows: int, documents: int) -> list[tuple[str, np.dtype[Any], int]]:
-    """Name, type and number of the values of each part of a shard, in order."""
-    return [
-        ("ids", _dtype(facts.vocab_size), rows * facts.sequence),
-        ("lengths", np.dtype("<u4"), documents),
-        ("sources", np.dtype("<u4"), documents),
-        ("margins", np.dtype("<f4"), documents),
-        ("kinds", np.dtype("u1"), documents),
-        ("ends", np.dtype("<u4"), rows),
-        ("mask", np.dtype("u1"), rows * -(-facts.sequence // 8)),
-    ]
-
-
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // _ALIGN) * _ALIGN
+_MOST_OPEN: Final = 256  # mapped shards of one pack: each holds a file open, and a process may have 1,024
 
 
 class PackWriter:
     """Writes a pack: beside its place, moved there when it is whole. Leaving the block without `finish` leaves nothing.
 
+    In memory are what waits for its row (see `qafila.data.packing`) and one shard.
+
     Args:
         folder: where the pack is to be; nothing may be there.
         facts: what the tokens are.
+        shard_bytes: about how large a file may become.
 
     Raises:
         StorageError: something is in the way, or the disk is full.
     """
 
-    def __init__(self, folder: Path, facts: PackFacts) -> None:
+    def __init__(self, folder: Path, facts: PackFacts, *, shard_bytes: int = _SHARD_BYTES) -> None:
         self._folder, self._facts = Path(folder), facts
-        self._dtype = _dtype(facts.vocab_size)
         self._packer: Packer[tuple[Unit, int]] = Packer(facts.sequence)
-        self._rows: list[list[tuple[Unit, int]]] = []
         self._shards: list[ShardFacts] = []
         self._counts: dict[int, list[int]] = {}
         self._padding = 0
-        self._per_shard = max(1, _SHARD_BYTES // (facts.sequence * self._dtype.itemsize))
-        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
-            raise StorageError(f"{self._folder}: is there already; name another folder or remove it")
+        itemsize = id_type(facts.vocab_size).itemsize
+        self._shard = _OpenShard(facts, max(1, shard_bytes // (facts.sequence * itemsize)))
         parent = self._folder.resolve().parent
         self._staged = parent / f".{self._folder.name}-{secrets.token_hex(6)}.partial"
         try:
+            if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
+                raise StorageError(f"{self._folder}: is there already; name another folder or remove it")
             self._staged.mkdir(parents=True)
-        except OSError as error:
-            raise StorageError(f"{parent}: cannot be written ({error.strerror or error})") from None
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{parent}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
     def __enter__(self) -> PackWriter:
         return self
@@ -108,16 +76,20 @@ class PackWriter:
         Raises:
             DataError: the unit is empty or longer than a row, or has an id outside the vocabulary.
         """
-        counts = self._counts.setdefault(source, [0, 0, 0])
+        counts = self._counts.get(source)
+        if counts is None:
+            counts = self._counts[source] = [0, 0, 0]
+        length = 0
         for document in unit:
-            if len(document) and int(document.ids.max()) >= self._facts.vocab_size:
-                raise DataError(
-                    f"a document has id {int(document.ids.max())}, outside the vocabulary of {self._facts.vocab_size}"
-                )
+            size = len(document.ids)
+            if size == 0:
+                raise DataError("a document without tokens cannot be packed")
+            length += size
             counts[0] += 1
-            counts[1] += len(document)
-            counts[2] += document.n_targets
-        for row in self._packer.add((unit, source), sum(map(len, unit))):
+            # The first token of a document is never learned: nothing in its document comes before it.
+            counts[2] += int(np.count_nonzero(document.mask)) - bool(document.mask[0])
+        counts[1] += length
+        for row in self._packer.add((unit, source), length):
             self._add_row(row)
 
     def finish(self, sources: Sequence[SourceFacts]) -> Manifest:
@@ -127,8 +99,9 @@ class PackWriter:
             sources: the files, in the order of the numbers that documents were added with.
 
         Raises:
-            DataError: nothing was added. StorageError: the disk is full.
+            DataError: nothing was added. StorageError: the disk is full, or something came in the way.
         """
+        assert not self._counts or max(self._counts) < len(sources)
         for row in self._packer.finish():
             self._add_row(row)
         self._flush()
@@ -138,180 +111,191 @@ class PackWriter:
         for number, facts in enumerate(sources):
             documents, tokens, targets = self._counts.get(number, (0, 0, 0))
             told.append(facts.model_copy(update={"documents": documents, "tokens": tokens, "targets": targets}))
-        rows = sum(shard.rows for shard in self._shards)
+        documents, tokens, targets = (sum(c[i] for c in self._counts.values()) for i in range(3))
         manifest = Manifest(
             facts=self._facts,
             sources=tuple(told),
-            rows=rows,
-            documents=sum(c[0] for c in self._counts.values()),
-            tokens=sum(c[1] for c in self._counts.values()),
-            targets=sum(c[2] for c in self._counts.values()),
+            rows=sum(shard.rows for shard in self._shards),
+            documents=documents,
+            tokens=tokens,
+            targets=targets,
             padding=self._padding,
             shards=tuple(self._shards),
         )
-        self._write(MANIFEST, manifest.to_json().encode())
+        self._write(MANIFEST, [manifest.to_json().encode()])
         try:
-            if self._folder.is_dir():
-                self._folder.rmdir()
-            self._staged.replace(self._folder.resolve())
+            with suppress(FileNotFoundError):
+                self._folder.rmdir()  # empty, or it stays and is in the way
+            self._staged.rename(self._folder.resolve())
         except OSError as error:
+            if self._same_is_there(manifest):
+                return manifest
             raise StorageError(f"{self._folder}: cannot be written ({error.strerror or error})") from None
         return manifest
 
+    def _same_is_there(self, manifest: Manifest) -> bool:
+        """Whether another process has made the same pack meanwhile."""
+        try:
+            return read_manifest(self._folder).identity == manifest.identity
+        except QafilaError:
+            return False
+
     def _add_row(self, row: list[tuple[Unit, int]]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= self._per_shard:
+        self._padding += self._shard.add(row)
+        if self._shard.full:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._rows:
+        if not self._shard.rows:
             return
-        S = self._facts.sequence
-        ids = np.full((len(self._rows), S), self._facts.pad_id, dtype=self._dtype)
-        mask = np.zeros((len(self._rows), S), dtype=np.bool_)
-        lengths: list[int] = []
-        sources: list[int] = []
-        margins: list[float] = []
-        kinds: list[int] = []
-        ends: list[int] = []
-        for number, row in enumerate(self._rows):
-            at = 0
-            for unit, source in row:
-                for document in unit:
-                    end = at + len(document)
-                    ids[number, at:end] = document.ids
-                    mask[number, at:end] = document.mask
-                    mask[number, at] = False  # nothing in its document comes before it
-                    lengths.append(len(document))
-                    sources.append(source)
-                    margins.append(document.margin)
-                    kinds.append(document.kind)
-                    at = end
-            if at < S:
-                lengths.append(S - at)
-                sources.append(NO_SOURCE)
-                margins.append(0.0)
-                kinds.append(PLAIN)
-                self._padding += S - at
-            ends.append(len(lengths))
-        parts = {
-            "ids": ids.reshape(-1),
-            "lengths": np.array(lengths),
-            "sources": np.array(sources),
-            "margins": np.array(margins),
-            "kinds": np.array(kinds),
-            "ends": np.array(ends),
-            "mask": np.packbits(mask, axis=1, bitorder="little").reshape(-1),
-        }
-        pieces = []
-        for name, dtype, count in _sections(self._facts, len(self._rows), len(lengths)):
-            data = parts[name].astype(dtype, copy=False).tobytes()
-            assert len(data) == count * dtype.itemsize, name
-            pieces.append(data + bytes(_padded(len(data)) - len(data)))
-        content = b"".join(pieces)
         name = f"{len(self._shards):05d}.bin"
-        self._write(name, content)
-        digest = hashlib.sha256(content).hexdigest()
-        facts = ShardFacts(name=name, sha256=digest, bytes=len(content), rows=len(self._rows), documents=len(lengths))
-        self._shards.append(facts)
-        self._rows = []
+        parts = self._shard.take()
+        sha256, size = self._write(name, shard_pieces(self._facts, parts))
+        rows, documents = len(parts["ends"]), len(parts["lengths"])
+        self._shards.append(ShardFacts(name=name, sha256=sha256, bytes=size, rows=rows, documents=documents))
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, pieces: Iterable[memoryview | bytes]) -> tuple[str, int]:
+        """Write a file; gives its SHA-256 and size."""
+        digest, size = hashlib.sha256(), 0
         try:
             with (self._staged / name).open("wb") as file:
-                file.write(content)
+                for piece in pieces:
+                    digest.update(piece)
+                    size += file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageError(f"{self._folder}: the disk is full; nothing was kept") from None
+                raise StorageError(f"{self._folder}: the disk is full; nothing was kept; free some space") from None
             raise StorageError(f"{self._folder}: cannot be written ({error.strerror or error})") from None
+        return digest.hexdigest(), size
 
 
-class _Shard:
-    """One mapped file."""
+class _OpenShard:
+    """The rows of the shard that is being filled."""
 
-    def __init__(self, path: Path, facts: PackFacts, shard: ShardFacts) -> None:
-        self._sequence = facts.sequence
-        data = np.memmap(path, dtype=np.uint8, mode="r")
-        views: dict[str, NDArray[Any]] = {}
-        at = 0
-        for name, dtype, count in _sections(facts, shard.rows, shard.documents):
-            views[name] = data[at : at + count * dtype.itemsize].view(dtype)
-            at += _padded(count * dtype.itemsize)
-        self._ids = views["ids"].reshape(shard.rows, facts.sequence)
-        self._mask = views["mask"].reshape(shard.rows, -1)
-        # Small beside the tokens, and read for every row: copies spare each access a look into the mapping.
-        self._lengths, self._sources = np.array(views["lengths"]), np.array(views["sources"])
-        self._margins, self._kinds = np.array(views["margins"]), np.array(views["kinds"])
-        self._starts = np.concatenate(([0], views["ends"])).astype(np.int64)
-        self._check(path, shard)
+    def __init__(self, facts: PackFacts, capacity: int) -> None:
+        self._facts, self._capacity = facts, capacity
+        S = facts.sequence
+        # Memory is taken as it is filled, not before.
+        self._ids = np.empty((capacity, S), id_type(facts.vocab_size))
+        self._bits = np.empty((capacity, -(-S // 8)), np.uint8)
+        self._clear()
 
-    def _check(self, path: Path, shard: ShardFacts) -> None:
-        rising = bool((np.diff(self._starts) > 0).all()) and int(self._starts[-1]) == shard.documents
-        sums = np.add.reduceat(self._lengths.astype(np.int64), self._starts[:-1]) if rising else np.zeros(1)
-        if not rising or not bool((sums == self._sequence).all()) or not bool((self._lengths > 0).all()):
-            raise FormatError(path, "is damaged: its documents do not fill its rows; pack the data again")
+    def _clear(self) -> None:
+        self.rows = 0
+        self._lengths: list[int] = []
+        self._sources: list[int] = []
+        self._margins: list[float] = []
+        self._kinds: list[int] = []
+        self._ends: list[int] = []
 
-    def row(self, number: int) -> Row:
-        first, last = self._starts[number], self._starts[number + 1]
-        mask = np.unpackbits(self._mask[number], count=self._sequence, bitorder="little").view(np.bool_)
-        return Row(
-            ids=self._ids[number],
-            mask=mask,
-            lengths=self._lengths[first:last],
-            kinds=self._kinds[first:last],
-            margins=self._margins[first:last],
-            sources=self._sources[first:last],
-        )
+    @property
+    def full(self) -> bool:
+        return self.rows == self._capacity
+
+    def add(self, row: list[tuple[Unit, int]]) -> int:
+        """Add a row; gives the number of its unused tokens."""
+        S = self._facts.sequence
+        documents: list[Document] = []
+        for unit, source in row:
+            documents += unit
+            self._sources += [source] * len(unit)
+        lengths = [len(document.ids) for document in documents]
+        used = sum(lengths)
+        ids, mask = self._ids[self.rows], np.zeros(S, np.bool_)
+        joined = np.concatenate([document.ids for document in documents])
+        if (largest := int(joined.max())) >= self._facts.vocab_size:
+            raise DataError(f"a document has id {largest}, outside the vocabulary of {self._facts.vocab_size}")
+        ids[:used] = joined
+        ids[used:] = self._facts.pad_id
+        np.concatenate([document.mask for document in documents], out=mask[:used])
+        mask[[0, *accumulate(lengths[:-1])]] = False
+        self._bits[self.rows] = np.packbits(mask, bitorder="little")
+        self._lengths += lengths
+        self._kinds += [document.kind for document in documents]
+        self._margins += [document.margin for document in documents]
+        if used < S:
+            self._lengths.append(S - used)
+            self._kinds.append(PLAIN)
+            self._margins.append(0.0)
+            self._sources.append(NO_SOURCE)
+        self._ends.append(len(self._lengths))
+        self.rows += 1
+        return S - used
+
+    def take(self) -> dict[str, NDArray[Any]]:
+        """The parts of the shard; the next one begins. Ids and mask are valid until a row is added."""
+        parts: dict[str, NDArray[Any]] = {
+            "ids": self._ids[: self.rows],
+            "lengths": np.array(self._lengths, np.uint32),
+            "sources": np.array(self._sources, np.uint32),
+            "margins": np.array(self._margins, np.float32),
+            "kinds": np.array(self._kinds, np.uint8),
+            "ends": np.array(self._ends, np.uint32),
+            "mask": self._bits[: self.rows],
+        }
+        self._clear()
+        return parts
 
 
 class Pack:
-    """An open pack: ``len(pack)`` rows, and `row`."""
+    """An open pack: ``len(pack)`` rows, and `row`. Make it with `Pack.open`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: Sequence[_Shard]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, verify_on_use: bool) -> None:
         self.folder, self.manifest = folder, manifest
-        self._shards = list(shards)
-        self._firsts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
+        self._unverified = set(range(len(manifest.shards))) if verify_on_use else set()
+        self._firsts = [0, *accumulate(shard.rows for shard in manifest.shards)]
+        self._open: OrderedDict[int, Shard] = OrderedDict()
 
     @staticmethod
-    def open(folder: str | Path, verify: Literal["sizes", "hashes"] = "sizes") -> Pack:
+    def open(folder: str | Path, verify: Literal["sizes", "use", "hashes"] = "use") -> Pack:
         """Open the pack in ``folder``.
 
         Args:
             folder: where it is.
-            verify: look at the sizes of the files, or read them whole and compare hashes.
+            verify: what is looked at besides the sizes of all files: nothing; the hash of each file before the first
+                row out of it; or all hashes now.
 
         Raises:
             DataError: there is no pack. FormatError: a file is missing or damaged: names it.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        shards = []
-        for facts in manifest.shards:
-            path = folder / facts.name
-            sections = _sections(manifest.facts, facts.rows, facts.documents)
-            expected = sum(_padded(count * dtype.itemsize) for _, dtype, count in sections)
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise FormatError(path, f"cannot be read: {error.strerror or error}") from None
-            if not path.is_file() or size != facts.bytes or size != expected:
-                raise FormatError(path, f"has {size:,} bytes, not the {expected:,} that it should; pack the data again")
+        for shard in manifest.shards:
+            check_size(folder / shard.name, manifest.facts, shard)
             if verify == "hashes":
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != facts.sha256:
-                    raise FormatError(path, "is damaged (its hash differs from the manifest's); pack the data again")
-            shards.append(_Shard(path, manifest.facts, facts))
-        return Pack(folder, manifest, shards)
+                check_hash(folder / shard.name, shard)
+                Shard(folder / shard.name, manifest, shard).check_ids()
+        return Pack(folder, manifest, verify_on_use=verify == "use")
 
     def __len__(self) -> int:
         return self.manifest.rows
 
     def row(self, number: int) -> Row:
-        """One row."""
+        """One row.
+
+        Raises:
+            DataError: there is no such row. FormatError: its file is damaged.
+        """
         if not 0 <= number < len(self):
             raise DataError(f"{self.folder}: has no row {number}; rows go from 0 to {len(self) - 1}")
-        shard = int(np.searchsorted(self._firsts, number, side="right")) - 1
-        return self._shards[shard].row(number - int(self._firsts[shard]))
+        shard = bisect_right(self._firsts, number) - 1
+        return self._shard(shard).row(number - self._firsts[shard])
+
+    def _shard(self, number: int) -> Shard:
+        found = self._open.get(number)
+        if found is None:
+            facts = self.manifest.shards[number]
+            path = self.folder / facts.name
+            found = Shard(path, self.manifest, facts)
+            if number in self._unverified:
+                check_hash(path, facts)
+                found.check_ids()
+                self._unverified.discard(number)
+            self._open[number] = found
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+        elif len(self.manifest.shards) > _MOST_OPEN:
+            self._open.move_to_end(number)
+        return found
