@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,8 @@ from qafila.weights.tensor import LazyTensor
 
 IN_TORCH = (DType.Q4_0, DType.Q4_1, DType.Q8_0, DType.Q4_K, DType.Q5_K, DType.Q6_K)
 # Appendix E of the paper, written down apart from the source.
-PUBLISHED = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
+PUBLISHED = """
+-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
 -0.09105003625154495 0.0 0.07958029955625534 0.16093020141124725 0.24611230194568634 0.33791524171829224
 0.44070982933044434 0.5626170039176941 0.7229568362236023 1.0"""
 
@@ -77,7 +80,7 @@ def slow_nf4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tree = [0.0, 1.0]
     for exponent in range(7):
         fractions = np.linspace(0.1, 1, 2**exponent + 1)
-        for low, high in zip(fractions, fractions[1:], strict=False):
+        for low, high in pairwise(fractions):
             tree += [(low + high) / 2 * 10.0 ** (exponent - 6), -(low + high) / 2 * 10.0 ** (exponent - 6)]
     tree = np.sort(tree)
     flat = weight.reshape(-1)
