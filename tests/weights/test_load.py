@@ -126,9 +126,9 @@ def test_what_is_wrong_is_named(folder, tmp_path):
         _ = open_checkpoint(folder).tokenizer
 
 
-def test_an_adapter_is_not_a_model(tmp_path):
+def test_an_adapter_that_is_damaged_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(FormatError, match="is an adapter"):
+    with pytest.raises(FormatError, match="peft_type"):
         open_checkpoint(tmp_path)
 
 

@@ -41,7 +41,7 @@ def base_model(*, tie: bool = False) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def adapter(folder: Path, base: LlamaForCausalLM, name: str, **options: Any) -> Any:
+def adapter(folder: Path, base: LlamaForCausalLM, name: str, *, embeddings: bool = False, **options: Any) -> Any:
     """An adapter made and saved by PEFT, on a base of this name; PEFT's model."""
     options = {"r": 4, "lora_alpha": 8, "target_modules": SEVEN, "task_type": "CAUSAL_LM"} | options
     model = peft.get_peft_model(base, peft.LoraConfig(**options))
@@ -49,7 +49,7 @@ def adapter(folder: Path, base: LlamaForCausalLM, name: str, **options: Any) -> 
     for key, parameter in model.named_parameters():
         if "lora_" in key or "modules_to_save" in key:
             parameter.data = torch.randn_like(parameter) * 0.1 + (1.0 if "magnitude" in key else 0.0)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=embeddings)
     config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": name}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return model.eval()
@@ -118,7 +118,7 @@ def test_a_larger_vocabulary_comes_with_the_adapter(tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "base")
     larger = base_model(tie=True)
     larger.resize_token_embeddings(70)
-    theirs = adapter(tmp_path / "run", larger, "../base", target_modules=["q_proj"])
+    theirs = adapter(tmp_path / "run", larger, "../base", embeddings=True, target_modules=["q_proj"])
     ours = open_checkpoint(tmp_path / "run")
     assert ours.config.vocab_size == 70
     assert ours.config.tie_embeddings

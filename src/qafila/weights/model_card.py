@@ -1,4 +1,4 @@
-"""The model card of an export (README.md, as hubs show it): data, recipe, losses, and what is inherited from the base."""
+"""The model card of an export (README.md, as hubs show it): data, recipe, losses, and duties inherited."""
 
 from __future__ import annotations
 
