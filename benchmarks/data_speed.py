@@ -5,7 +5,8 @@
 PYTHON is the interpreter of an environment with ``datasets`` and ``transformers`` in it (`python -m venv peer;
 peer/bin/pip install datasets transformers`); without it only our figures are shown. Both read one JSONL file of English
 and Arabic passages of log-normal length, with two processes, in turns; medians. Ours goes on to pack rows of 2048
-tokens, hash and write them; the peer stops at token ids in its cache. The same number of tokens must come out.
+tokens, hash and write them; the peer stops at token ids in its cache. The same tokens must come
+out, but for what no row of ours can teach (a last token alone).
 
 The loader is measured alone, on one thread: rows of that pack, and of one with rows of 512, from disk (in the page
 cache) to batches with targets.
@@ -126,9 +127,10 @@ def main() -> None:
         for _ in range(options.rounds):
             for key, run in runs.items():
                 seen[key].append(run())
-        tokens = {one["tokens"] for key in runs for one in seen[key]}
-        assert len(tokens) == 1, f"the two disagree on the number of tokens: {tokens}"
-        found["text"] = {"megabytes": round(megabytes, 1), "tokens": tokens.pop()}
+        tokens = [one["tokens"] for key in runs for one in seen[key]]
+        # A text one token longer than so many rows loses that token: alone in a document, nothing predicts it.
+        assert max(tokens) - min(tokens) < 1e-5 * max(tokens), f"the two disagree on the number of tokens: {tokens}"
+        found["text"] = {"megabytes": round(megabytes, 1), "tokens": tokens[0]}
         for key, results in seen.items():
             seconds = statistics.median(one["seconds"] for one in results)
             found[key] = {**results[0], "seconds": round(seconds, 2), "mb_per_second": round(megabytes / seconds, 2)}

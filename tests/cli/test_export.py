@@ -12,7 +12,7 @@ import transformers
 
 from qafila.chat.llama import Llama
 from qafila.chat.local import LocalClient
-from qafila.cli.main import COMMANDS, main
+from qafila.cli.main import main
 from qafila.errors import UsageError
 from qafila.quant.dtypes import DType
 from qafila.server.sources import local_entries
@@ -22,11 +22,6 @@ from qafila.weights.tensor import LazyTensor, Tensor
 
 PROMPTS = ("Name three colours.", "What is a caravan?")
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "export", ("qafila.cli.export", "Write a run as a model that opens elsewhere."))
 
 
 @pytest.fixture(scope="module")

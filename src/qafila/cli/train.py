@@ -13,6 +13,7 @@ import typer
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
+    from qafila.train.recipe import Recipe
     from qafila.train.run import Result
 
 
@@ -28,7 +29,9 @@ def command(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start a run again that is there.")] = False,
-    nproc: Annotated[int, typer.Option(min=1, max=1024, help="Processes on this machine (see parallel in docs).")] = 1,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --dry-run: plan for this many processes (GPUs).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a model by a recipe; it is in runs/NAME afterwards, and opens like any other.
@@ -36,12 +39,14 @@ def command(
     Ctrl-C and SIGTERM finish the step, keep a checkpoint and the model, and end; --resume goes on.
     """
     _needs_training_extra()
+    if processes is not None and not dry_run:
+        raise UsageError("--processes: goes with --dry-run; this version trains in one process")
     from qafila.train.recipe import read_recipe
 
     checked = read_recipe(recipe, overrides or [], small=small)
     folder = recipe.resolve().parent
     if dry_run:
-        _dry_run(checked, folder, nproc, as_json)
+        _dry_run(checked, folder, processes, as_json)
         return
     from qafila.train.report import Reporter, Silent
 
@@ -50,8 +55,6 @@ def command(
         from qafila.cli.train_report import Lines, Live
 
         reporter = Live() if sys.stderr.isatty() else Lines()
-    if nproc > 1:
-        raise UsageError("--nproc: not yet")
     from qafila.train.run import train
 
     result = train(checked, beside=folder, out=to, resume=resume, overwrite=force, reporter=reporter, answerer=_answer)
@@ -82,8 +85,12 @@ def _needs_training_extra() -> None:
         raise UsageError("training needs torch: pip install 'qafila[train]' (in a checkout: make train)")
 
 
-def _dry_run(recipe: Any, folder: Path, nproc: int, as_json: bool) -> None:
-    raise UsageError("--dry-run: not yet")
+def _dry_run(recipe: Recipe, folder: Path, processes: int | None, as_json: bool) -> None:
+    from qafila.train.dry_run import dry_run
+    from qafila.train.plan_text import plan_lines
+
+    plan = dry_run(recipe, folder, world=processes)
+    print(json.dumps(plan.to_dict(), ensure_ascii=False) if as_json else "\n".join(plan_lines(plan)))
 
 
 def _tell(result: Result, as_json: bool) -> None:

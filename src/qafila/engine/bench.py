@@ -116,7 +116,7 @@ def _request(ids: tuple[int, ...], tokens: int, adapter: str | None) -> Request:
     return Request(prompt_ids=ids, params=GREEDY, max_tokens=tokens, seed=0, speculate=False, adapter=adapter)
 
 
-def _prefill(engine: Engine, work: Workload, rng: np.random.Generator, adapter: str | None) -> tuple[float, int]:
+def _prefill(engine: Engine, work: Workload, rng: np.random.Generator, adapter: str | None = None) -> tuple[float, int]:
     """Seconds until the first token, and the tokens that were read for it."""
     before = _random_ids(engine, rng, work.depth)
     if before:

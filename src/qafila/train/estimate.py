@@ -103,7 +103,7 @@ def steps_of(recipe: Recipe, rows: int | None) -> int | None:
         return max(1, math.ceil(train.tokens / (train.batch * recipe.data.sequence)))
     if rows is None:
         return None
-    return max(1, math.ceil(rows * (train.epochs or 1.0) / train.batch))
+    return max(1, round(rows * (train.epochs or 1.0)) // train.batch)  # what is left over is less than a step
 
 
 def estimate(

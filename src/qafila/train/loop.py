@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qafila.data.batch import Batch
+from qafila.data.encode import CHOSEN, REJECTED
 from qafila.data.loader import Loader
 from qafila.errors import TrainingError
 from qafila.model.llama import LlamaModel
@@ -127,7 +128,7 @@ class Trainer:
     loader: Loader
     optimizer: Optimizer
     schedule: Callable[[int], float]
-    executor: Executor
+    executor: OneProcess
     lr: float
     clip: float
     step: int = 0
@@ -177,18 +178,31 @@ class Trainer:
         Raises:
             TrainingError: memory ran out; says what to change.
         """
-        ids = torch.zeros((1, rows * sequence), dtype=torch.int64, device=self.model.device)
-        targets = torch.zeros(rows * sequence, dtype=torch.int64, device=self.model.device)
-        kinds = tuple(1 + row % 2 for row in range(rows))
-        whole = DeviceBatch(ids, targets, (sequence,) * rows, kinds, (0.0,) * rows, rows * sequence, ())
+        state = torch.get_rng_state()  # dropout must not begin elsewhere for it
         try:
-            self.executor.forward_backward([whole], 1.0 / max(1, self.objective.weight(whole)))
+            self.largest(self.executor, rows, sequence)
+        finally:
+            self.optimizer.zero_grad()
+            torch.set_rng_state(state)
+
+    @staticmethod
+    def largest(executor: OneProcess, rows: int, sequence: int) -> None:
+        """Gradients of ``rows`` rows of one document each, every token of which is a target.
+
+        Raises:
+            TrainingError: memory ran out; says what to change.
+        """
+        device = executor.model.device
+        ids = torch.zeros((1, rows * sequence), dtype=torch.int64, device=device)
+        kinds = tuple(CHOSEN if row % 2 == 0 else REJECTED for row in range(rows))
+        margins = (0.0,) * rows
+        whole = DeviceBatch(ids, ids[0], (sequence,) * rows, kinds, margins, rows * sequence, ())
+        try:
+            executor.forward_backward([whole], 1.0 / max(1, executor.objective.weight(whole)))
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise out_of_memory(rows * sequence) from None
             raise
-        finally:
-            self.optimizer.zero_grad()
 
     def validate(self, batches: Sequence[Batch]) -> Sums:
         """Means of the objective's figures over validation batches; the model is as before afterwards."""

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from qafila.train.recipe import OptimizerSection
 from qafila.train.rounding import round_stochastically
@@ -48,31 +49,42 @@ class Optimizer:
         for name, parameter in self._named:
             if parameter.dtype is torch.bfloat16 or parameter.dtype is torch.float16:
                 self._masters[name] = parameter.detach().float()
+                if not stochastic:
+                    # Gradients of many micro-batches are added up in float32 (Llama 3, arXiv 2407.21783).
+                    parameter.grad_dtype = torch.float32
             tensors[name] = self._masters.get(name, parameter)
         self._groups = _groups(tensors, section)
+        if stochastic:  # each copy is there for as long as its weight moves, so each has an optimiser of its own
+            self._groups = [(kind, {n: t}, decay) for kind, group, decay in self._groups for n, t in group.items()]
         self._optimizers = [_make(kind, list(group.values()), decay, section) for kind, group, decay in self._groups]
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
+        if stochastic:
+            self.state_dict()  # moments, while the copies have their shapes
+            for copy in self._masters.values():
+                copy.data = copy.data.new_empty(0)
 
+    @torch.no_grad()
     def step(self, factor: float) -> None:
         """Move the weights with the learning rates times ``factor``."""
-        for name, parameter in self._named:
-            if name in self._masters:
-                master = self._masters[name]
-                if self._stochastic:
-                    master.copy_(parameter)
-                master.grad = None if parameter.grad is None else parameter.grad.float()
+        parameters = dict(self._named)
         rates = iter(self._rates)
-        for optimizer in self._optimizers:
+        for (_, tensors, _), optimizer in zip(self._groups, self._optimizers, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = next(rates) * factor
+            kept = {name: master for name, master in self._masters.items() if name in tensors}
+            for name, master in kept.items():
+                if self._stochastic:
+                    master.data = parameters[name].detach().float()
+                gradient = parameters[name].grad
+                master.grad = None if gradient is None else gradient.float()
             optimizer.step()
-        with torch.no_grad():
-            for name, parameter in self._named:
-                if name in self._masters:
-                    master = self._masters[name]
-                    rounded = round_stochastically(master) if self._stochastic else master
-                    parameter.copy_(rounded)
-                    master.grad = None
+            for name, master in kept.items():
+                if self._stochastic:
+                    _put(parameters[name], round_stochastically(_local(master)))
+                    master.data = master.data.new_empty(0)
+                else:
+                    parameters[name].copy_(master)
+                master.grad = None
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -106,6 +118,14 @@ class Optimizer:
         for optimizer in self._optimizers:
             held += sum(v.nbytes for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor))
         return held
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _put(parameter: Tensor, local: Tensor) -> None:
+    _local(parameter.detach()).copy_(local)
 
 
 def _groups(tensors: Mapping[str, Tensor], section: OptimizerSection) -> list[tuple[str, dict[str, Tensor], float]]:

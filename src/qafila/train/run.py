@@ -14,13 +14,15 @@ import torch
 
 from qafila.data.batch import Batch
 from qafila.data.loader import Loader, Source
-from qafila.errors import DataError, TrainingError
+from qafila.errors import DataError, TrainingError, UsageError
 from qafila.train import evaluate, plots
 from qafila.train.checkpoint import Checkpoints
+from qafila.train.estimate import steps_of
 from qafila.train.evaluate import Answerer
 from qafila.train.loop import OneProcess, StepReport, Trainer
 from qafila.train.objectives import make_objective
 from qafila.train.optim import make_optimizer
+from qafila.train.parallel.layout import Layout
 from qafila.train.recipe import Recipe
 from qafila.train.report import Reporter, Silent
 from qafila.train.run_folder import MetricsLog, RunFolder
@@ -70,6 +72,7 @@ def train(
         DataError, UsageError, ...: something of the recipe cannot be used; nothing was trained.
     """
     reporter = reporter or Silent()
+    _one_process(recipe)
     subject = find_subject(recipe, beside)
     folder = RunFolder.start(out / recipe.name, recipe, resume=resume, overwrite=overwrite)
     packs = find_packs(subject, beside, folder.packs, reporter)
@@ -139,9 +142,7 @@ class Run:
         self._log = MetricsLog(self.folder, tensorboard=recipe.tensorboard)
         self._write_card()
         if recipe.train.longest_first:
-            state = torch.get_rng_state()
-            trainer.probe(recipe.train.micro_batch, recipe.data.sequence)
-            torch.set_rng_state(state)
+            trainer.probe(min(recipe.train.micro_batch, recipe.train.batch), recipe.data.sequence)
         self.reporter.start(self.steps, trainer.step)
         if trainer.step == 0:
             self._evaluate()
@@ -294,20 +295,25 @@ class Run:
         write_card(self)
 
 
+def _one_process(recipe: Recipe) -> None:
+    layout = Layout.of(recipe.parallel, 1) if recipe.parallel.data <= 1 else None
+    if layout is None or layout.world > 1:
+        raise UsageError("parallel: this version trains in one process; layouts over several are planned, not run")
+
+
 def total_steps(recipe: Recipe, loader: Loader) -> int:
     """Optimiser steps of the run.
 
     Raises:
         DataError: there is less data than one step takes.
     """
-    amounts = recipe.train
-    if amounts.steps is not None:
-        return amounts.steps
-    if amounts.tokens is not None:
-        return max(1, round(amounts.tokens / (amounts.batch * recipe.data.sequence)))
-    steps = loader.steps
+    steps = steps_of(recipe, None)
+    if steps is None:
+        steps = loader.steps
     if not steps:
-        raise DataError(f"the data is less than one step of {amounts.batch} rows; lower train.batch or data.sequence")
+        raise DataError(
+            f"the data is less than one step of {recipe.train.batch} rows; lower train.batch or data.sequence"
+        )
     return steps
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qafila.errors import FormatError, UsageError
-from qafila.train.recipe import Recipe, check_recipe
+from qafila.train.recipe import Recipe
 
 RECIPE: Final = "recipe.json"
 METRICS: Final = "metrics.jsonl"
@@ -77,17 +77,19 @@ class RunFolder:
         return folder
 
     def _check_same(self, recipe: Recipe) -> None:
+        now = recipe.model_dump(mode="json")
         try:
-            old = check_recipe(json.loads((self.path / RECIPE).read_text(encoding="utf-8")), str(self.path / RECIPE))
-        except (ValueError, UsageError) as error:
+            before = json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
+        except ValueError as error:
             raise FormatError(self.path / RECIPE, f"is damaged ({error})") from None
-        before, now = old.model_dump(mode="json"), recipe.model_dump(mode="json")
+        if not isinstance(before, dict) or before.keys() != now.keys():
+            raise FormatError(self.path / RECIPE, "is damaged, or of another version; start the run again with --force")
         for key in now:
             if key in _FREE or before[key] == now[key]:
                 continue
             fields = [key]
             if key == "train":
-                fields = [f"train.{k}" for k in now[key] if k not in _FREE_TRAIN and before[key][k] != now[key][k]]
+                fields = [f"train.{k}" for k in now[key] if k not in _FREE_TRAIN and before[key].get(k) != now[key][k]]
             if fields:
                 raise UsageError(
                     f"{self.path}: {fields[0]} differs from the run that is there; resume with what it was, or start "

@@ -22,6 +22,8 @@ from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import chat_format, detect_format
 from qafila.text.tokenizer import Tokenizer, load_tokenizer
 from qafila.train.recipe import Recipe
+from qafila.train.recompute import recompute_layers
+from qafila.train.shape import shape_config
 from qafila.weights.hub import resolve
 from qafila.weights.load import Checkpoint, hugging_face_template, open_checkpoint
 
@@ -88,12 +90,29 @@ class Subject:
             apply_adapter(model, recipe.adapter, save=recipe.adapter.save, seed=recipe.train.seed)
             if widened:
                 _compute_in_float32(model)
-            return model.train()
+            return self._prepared(model.train(), device)
         if self.source is None:
             model = new_model(self.config, recipe.model.init_std, recipe.train.seed, dtype=dtype, device=device)
         else:
             model = load_model(self.config, tensors, device=device, dtype=dtype, source=source)
-        return model.requires_grad_(True).train()
+        return self._prepared(model.requires_grad_(True).train(), device)
+
+    def _prepared(self, model: LlamaModel, device: torch.device) -> LlamaModel:
+        """The model with what ``train`` says of how it is computed."""
+        how = self.recipe.train
+        if how.float8:
+            if device.type != "cuda":
+                raise UsageError("train.float8: needs a GPU that has float8; leave it out here")
+            from torchao.float8 import convert_to_float8_training
+
+            # The head stays: the loss reads its weight, and its precision counts most (torchao's own advice).
+            convert_to_float8_training(model, module_filter_fn=lambda module, name: name != "lm_head")
+        if how.checkpoint_activations:
+            recompute_layers(model)
+        if how.compile:
+            for layer in model.model.layers:
+                layer.compile()
+        return model
 
 
 def _compute_in_float32(model: LlamaModel) -> None:
@@ -149,7 +168,7 @@ def _new_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint:
     if model.preset is not None:
         config = preset(model.preset).with_changes(vocab_size=tokenizer.vocab_size, extra_embeddings=0, vision=None)
     else:
-        config = _shaped(model.shape or {}, tokenizer.vocab_size)
+        config = shape_config(model.shape or {}, tokenizer.vocab_size)
     changes = {"rope_theta": model.rope_theta, "context_length": model.context_length}
     config = config.with_changes(**{k: v for k, v in changes.items() if v is not None})
     return Checkpoint(
@@ -162,29 +181,6 @@ def _new_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint:
         chat_template=template,
         details={"general.name": recipe.name},
     )
-
-
-def _shaped(shape: dict[str, object], vocab_size: int) -> ModelConfig:
-    """A configuration from a recipe's ``model.shape``; what can be derived may be left out."""
-    values = dict(shape)
-    dim, heads = values.get("dim"), values.get("n_heads")
-    if isinstance(dim, int) and isinstance(heads, int) and heads > 0:
-        values.setdefault("head_dim", dim // heads)
-        values.setdefault("n_kv_heads", heads)
-    values.setdefault("vocab_size", vocab_size)
-    if values["vocab_size"] != vocab_size:
-        raise UsageError(
-            f"model.shape.vocab_size: is {values['vocab_size']}, but the tokenizer has {vocab_size} tokens"
-        )
-    known = ModelConfig.__dataclass_fields__
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise UsageError(f"model.shape: unknown key {unknown[0]}; there are {', '.join(known)}")
-    try:
-        return ModelConfig(**values)  # type: ignore[arg-type]
-    except TypeError:
-        needed = [n for n in ("dim", "n_layers", "n_heads", "ffn_dim") if n not in values]
-        raise UsageError(f"model.shape: {', '.join(needed) or 'a field'} is missing") from None
 
 
 def new_model(config: ModelConfig, std: float, seed: int, *, dtype: torch.dtype, device: torch.device) -> LlamaModel:

@@ -1,0 +1,1 @@
+"""How a model and its batches are laid over processes."""

@@ -1,0 +1,218 @@
+"""Whole runs of a tiny model: they learn, resume bit for bit, stop when asked, and leave a model that opens."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qafila import Llama
+from qafila.errors import DataError, TrainingError, UsageError
+from qafila.text.text_sources import TextSource
+from qafila.text.train_tokenizer import train_tokenizer
+from qafila.train.recipe import check_recipe
+from qafila.train.report import Silent
+from qafila.train.run import Result, train
+from qafila.weights.load import open_checkpoint
+
+LINES = [
+    "the caravan walks to the well",
+    "سارت القافلة إلى البئر",
+    "a llama carries water and salt",
+    "الماء في البئر بارد",
+]
+SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 64, "context_length": 256}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer and a little data in every form."""
+    folder = tmp_path_factory.mktemp("world")
+    texts = [f"{i} " + " ".join(LINES[(i + k) % 4] for k in range(1 + i % 3)) for i in range(80)]
+    made = train_tokenizer([TextSource("lines", lambda: iter(texts))], 300, specials="chatml")
+    made.save(folder / "tokenizer")
+    chats = [
+        {"messages": [{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": LINES[i % 4]}]}
+        for i in range(60)
+    ]
+    pairs = [{"prompt": f"Say {i}", "chosen": LINES[i % 2], "rejected": LINES[2 + i % 2][::-1]} for i in range(40)]
+    for name, records in (("texts", [{"text": t} for t in texts]), ("chats", chats), ("pairs", pairs)):
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def recipe_of(objective: str, data: str, **tables: Any) -> Any:
+    raw: dict[str, Any] = {
+        "name": "tiny",
+        "objective": objective,
+        "model": {"shape": SHAPE, "tokenizer": "tokenizer"},
+        "data": {"train": [{"path": data}], "sequence": 64, "validation_share": 0.1, "workers": 1},
+        "optimizer": {"lr": 5e-3},
+        "train": {"steps": 8, "batch": 4, "micro_batch": 2, "threads": 1},
+        "checkpoint": {"every": 2},
+    }
+    for name, table in tables.items():
+        raw[name] = {**raw[name], **table} if isinstance(raw.get(name), dict) else table
+    return check_recipe(raw, "recipe")
+
+
+class Watch(Silent):
+    """Keeps what is told; ``at`` is called with each step."""
+
+    def __init__(self, at: Any = None) -> None:
+        self.lines: list[Mapping[str, Any]] = []
+        self.warnings: list[str] = []
+        self._at = at
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        self.lines.append(line)
+        if self._at is not None:
+            self._at(line["step"])
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: bytes(lazy.read().data) for name, lazy in open_checkpoint(folder).tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "data"), [("pretrain", "texts.jsonl"), ("sft", "chats.jsonl"), ("dpo", "pairs.jsonl")]
+)
+def test_a_run_learns_and_leaves_a_model(world: Path, tmp_path: Path, objective: str, data: str) -> None:
+    watch = Watch()
+    recipe = recipe_of(objective, data, train={"steps": 20, "batch": 4, "micro_batch": 2, "threads": 1})
+    result = train(recipe, beside=world, out=tmp_path, reporter=watch)
+    assert result.steps == 20
+    assert [line["step"] for line in watch.lines] == list(range(1, 21))
+    evaluations = [json.loads(x) for x in (tmp_path / "tiny" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    validation = [line["validation"] for line in evaluations if "validation" in line]
+    assert validation[-1]["loss"] < validation[0]["loss"]
+    card = json.loads((tmp_path / "tiny" / "run.json").read_text(encoding="utf-8"))
+    assert card["result"]["steps"] == 20
+    assert {p.name for p in (tmp_path / "tiny" / "plots").iterdir()} >= {"loss.png", "lr.png", "grad_norm.png"}
+    if objective == "pretrain":
+        assert 0 < validation[-1]["bits_per_byte"] < validation[0]["bits_per_byte"]
+    if objective == "sft":
+        assert validation[-1]["ends_met"] >= 0
+    with Llama.load(tmp_path / "tiny", threads=1) as llama:
+        assert llama.complete("the caravan", max_tokens=3, temperature=0).ids
+
+
+def test_accumulating_gives_the_gradients_of_the_whole_step(world: Path, tmp_path: Path) -> None:
+    whole = train(
+        recipe_of("sft", "chats.jsonl", train={"steps": 4, "batch": 4, "micro_batch": 4}),
+        beside=world,
+        out=tmp_path / "a",
+    )
+    parts = train(
+        recipe_of("sft", "chats.jsonl", train={"steps": 4, "batch": 4, "micro_batch": 1}),
+        beside=world,
+        out=tmp_path / "b",
+    )
+    one, other = losses(whole.folder), losses(parts.folder)
+    assert one.keys() == other.keys()
+    assert all(math.isclose(one[k], other[k], rel_tol=1e-4) for k in one)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
+def test_resume_is_bit_for_bit(world: Path, tmp_path: Path, optimizer: str) -> None:
+    recipe = recipe_of("sft", "chats.jsonl", optimizer={"name": optimizer, "lr": 5e-3})
+    train(recipe, beside=world, out=tmp_path / "whole")
+
+    def stop(step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = train(recipe, beside=world, out=tmp_path / "parts", reporter=Watch(stop))
+    assert first.stopped == signal.SIGTERM
+    assert first.steps == 3
+    torch.manual_seed(99)  # whatever happened in between does not count
+    second = train(recipe, beside=world, out=tmp_path / "parts", resume=True)
+    assert second.steps == 8
+    assert losses(tmp_path / "whole" / "tiny") == losses(tmp_path / "parts" / "tiny")
+    assert weights(tmp_path / "whole" / "tiny") == weights(tmp_path / "parts" / "tiny")
+
+
+def test_a_damaged_checkpoint_is_passed_over(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of("sft", "chats.jsonl")
+    train(recipe, beside=world, out=tmp_path)
+    saved = losses(tmp_path / "tiny")
+    newest = max((tmp_path / "tiny" / "checkpoints").glob("step-*"))
+    victim = max(newest.glob("*.distcp"), key=lambda p: p.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    watch = Watch()
+    train(recipe, beside=world, out=tmp_path, resume=True, reporter=watch)
+    assert any(newest.name in text for text in watch.warnings)
+    assert losses(tmp_path / "tiny") == saved
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(
+        "sft", "chats.jsonl", optimizer={"lr": 1e30, "clip": 0.0}, schedule={"warmup": 3, "kind": "constant"}
+    )
+    with pytest.raises(TrainingError, match=r"step \d+: the (loss|norm).* at chats row.*optimizer\.lr.*checkpoint"):
+        train(recipe, beside=world, out=tmp_path)
+
+
+def test_what_cannot_be_resumed_is_refused(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of("sft", "chats.jsonl")
+    with pytest.raises(UsageError, match="no run to resume"):
+        train(recipe, beside=world, out=tmp_path, resume=True)
+    train(recipe, beside=world, out=tmp_path)
+    with pytest.raises(UsageError, match="--resume goes on with it, --force"):
+        train(recipe, beside=world, out=tmp_path)
+    other = recipe_of("sft", "chats.jsonl", optimizer={"lr": 1e-3})
+    with pytest.raises(UsageError, match=r"optimizer differs from the run that is there"):
+        train(other, beside=world, out=tmp_path, resume=True)
+    with pytest.raises(DataError, match=r"nothing\.jsonl: no such file"):
+        train(recipe_of("sft", "nothing.jsonl"), beside=world, out=tmp_path / "x")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of("sft", "chats.jsonl", train={"steps": 400, "batch": 4, "micro_batch": 4, "threads": 1})
+    code = (
+        "import json,sys; from pathlib import Path; from qafila.train.recipe import check_recipe;"
+        "from qafila.train.run import train;"
+        "train(check_recipe(json.loads(sys.argv[1]), 'r'), beside=Path(sys.argv[2]), out=Path(sys.argv[3]))"
+    )
+    arguments = [json.dumps(recipe.model_dump(mode="json", exclude_unset=True)), str(world), str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    metrics = tmp_path / "tiny" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text("utf-8").count('"lr"') > 15):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    reached = max(losses(tmp_path / "tiny"))
+    watch = Watch(lambda step: os.kill(os.getpid(), signal.SIGTERM))
+    result = train(recipe, beside=world, out=tmp_path, resume=True, reporter=watch)
+    # Every second step is kept; one save may have been under way.
+    assert reached - 4 <= result.steps - 1 <= reached
+    assert losses(tmp_path / "tiny").keys() == set(range(1, result.steps + 1))
+
+
+def test_result_says_what_came(world: Path, tmp_path: Path) -> None:
+    result = train(recipe_of("reward", "pairs.jsonl"), beside=world, out=tmp_path)
+    assert isinstance(result, Result)
+    assert 0 <= result.validation["accuracy"] <= 1
