@@ -39,7 +39,7 @@ def shell(command: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_for_make_are_there():
-    wanted = ["make chat", "make test", "make serve"]
+    wanted = ["make chat", "make test", "make serve", "make train"]
     for page in PAGES:
         assert re.findall(r"^make \w+", "".join(blocks(page, "sh")), re.MULTILINE) == wanted
 

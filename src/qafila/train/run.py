@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qafila.data.batch import Batch
+from qafila.data.fingerprint import tokenizer_sha256
 from qafila.data.loader import Loader, Source
 from qafila.errors import DataError, TrainingError, UsageError
 from qafila.train import evaluate, plots
@@ -167,6 +168,10 @@ class Run:
         if saved != trainer.step:
             self._save()
         self.checkpoints.wait()
+        if self.checkpoints.failure is not None:
+            self.reporter.warn(
+                f"{self.checkpoints.failure}; the model of the last step is in the run's folder all the same"
+            )
         self._leave_model()
         return Result(
             self.folder.path,
@@ -212,7 +217,8 @@ class Run:
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with to be of this run."""
         packs = {f"data {p.name}": p.pack.manifest.identity for p in self.packs.train}
-        return {"objective": self.recipe.objective, "model": repr(self.subject.config), **packs}
+        tokenizer = tokenizer_sha256(self.subject.tokenizer)
+        return {"objective": self.recipe.objective, "model": repr(self.subject.config), "tokenizer": tokenizer, **packs}
 
     def _state(self) -> dict[str, Any]:
         model = {n: p.detach() for n, p in self.trainer.model.named_parameters() if p.requires_grad}
