@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
@@ -15,13 +17,39 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
     The norm is over all parameters, in float32; those that are sharded over processes (DTensor) count as a whole. A
     norm that is no number is returned and nothing is scaled: the caller must not step.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [_reduced(p.grad) for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
-    whole = [n.full_tensor() if isinstance(n, DTensor) else n for n in norms]
-    norm = float(torch.linalg.vector_norm(torch.stack([n.to(whole[0].device) for n in whole])))
+    norm = _norm(gradients)
     if largest > 0 and norm > largest and norm < float("inf"):
         for gradient in gradients:
             gradient.mul_(largest / norm)
     return norm
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    # Tensors that are cut alike are summed up together: one message for each way of cutting, not for each tensor.
+    cuts: dict[tuple[DeviceMesh, tuple[int, ...]] | None, list[Tensor]] = {}
+    for gradient in gradients:
+        cut, local = None, gradient
+        if isinstance(gradient, DTensor):
+            dims = tuple(i for i, placement in enumerate(gradient.placements) if isinstance(placement, Shard))
+            cut, local = ((gradient.device_mesh, dims) if dims else None), gradient.to_local()
+        norm = torch.linalg.vector_norm(local, dtype=torch.float32)
+        cuts.setdefault(cut, []).append(norm)
+    norms = []
+    for cut, parts in cuts.items():
+        square = torch.linalg.vector_norm(torch.stack([part.to(parts[0].device) for part in parts])).square()
+        if cut is not None:
+            mesh, dims = cut
+            for dim in dims:
+                dist.all_reduce(square, group=mesh.get_group(dim))
+        norms.append(square.sqrt())
+    return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))
+
+
+def _reduced(gradient: Tensor) -> Tensor:
+    """The gradient, whose sum over processes must have been taken before anything is read off it."""
+    if isinstance(gradient, DTensor):
+        assert all(isinstance(p, Shard | Replicate) for p in gradient.placements), "a gradient was not reduced"
+    return gradient
