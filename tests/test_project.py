@@ -31,6 +31,10 @@ EXTRA_IMPORTS = {
     "prometheus_client": "serve",
     "opentelemetry": "telemetry",
     "ray": "ray",
+    "torchao": "train",
+    "yaml": "train",
+    "matplotlib": "train",
+    "pyarrow": "train",
 }
 
 
