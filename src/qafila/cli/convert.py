@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -38,32 +37,24 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write a model in another format, with its tokenizer, generation settings and chat template."""
-    from qafila.weights.export import dtype_named, export
+    from qafila.cli.writing import write
+    from qafila.weights.export import dtype_named
     from qafila.weights.hub import resolve
     from qafila.weights.load import open_checkpoint
 
     dtype = dtype_named(quant) if quant is not None else None
     checkpoint = open_checkpoint(resolve(source))
-    total = len(checkpoint.tensors)
     started = time.perf_counter()
-    show = sys.stderr.isatty() and not as_json
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
-        task = bar.add_task("writing", total=total)
-        written = export(
-            checkpoint,
-            destination,
-            to.value,
-            dtype=dtype,
-            shards=shards,
-            max_shard_bytes=int(max_shard_size * 1e9),
-            overwrite=force,
-            progress=lambda name, nbytes: bar.advance(task),
-        )
+    written = write(
+        checkpoint,
+        destination,
+        to.value,
+        quiet=as_json,
+        dtype=dtype,
+        shards=shards,
+        max_shard_bytes=int(max_shard_size * 1e9),
+        overwrite=force,
+    )
     files = sorted(written.iterdir()) if written.is_dir() else [written]
     size = sum(file.stat().st_size for file in files)
     if as_json:

@@ -39,7 +39,8 @@ def command(
     Without --quant nothing that was learned is lost to rounding: matrices with an adapter in them are written in 16
     bits or more, even where their base is stored in 4.
     """
-    from qafila.weights.export import dtype_named, export
+    from qafila.cli.writing import write
+    from qafila.weights.export import dtype_named
     from qafila.weights.hub import resolve
     from qafila.weights.model_card import model_card
     from qafila.weights.run_card import read_run_card
@@ -59,27 +60,11 @@ def command(
     text = model_card(name, checkpoint, card, licence=_known_licence(path))
     if note and not as_json:
         print(f"note: {note}", file=sys.stderr)
-    total = len(checkpoint.tensors)
-    show = sys.stderr.isatty() and not as_json
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
-        task = bar.add_task("writing", total=total)
-        written = export(
-            checkpoint,
-            destination,
-            to.value,
-            dtype=dtype,
-            overwrite=force,
-            progress=lambda name, nbytes: bar.advance(task),
-        )
+    written = write(checkpoint, destination, to.value, quiet=as_json, dtype=dtype, overwrite=force)
     # Beside a single file there may be somebody else's README.md: that one's card is named after it.
     card_name = "README.md" if card_folder == destination else f"{written.stem}.README.md"
-    with staging(card_folder) as stage, stage.open(card_name) as write:
-        write(text.encode())
+    with staging(card_folder) as stage, stage.open(card_name) as put:
+        put(text.encode())
     files = sorted(written.iterdir()) if written.is_dir() else [written, card_folder / card_name]
     size = sum(file.stat().st_size for file in files if file.is_file())
     if as_json:
