@@ -9,6 +9,7 @@ The frozen ``weight`` keeps its canonical name; ``lora_a`` ``[r, in]``, ``lora_b
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,7 +41,7 @@ class LoraShape:
         return lora_scaling(self.rank, self.alpha, rslora=self.rslora)
 
 
-class LowRank(nn.Module):
+class LowRank(nn.Module, ABC):
     """What adapted layers share; a layer with any kind of frozen weight inherits from it and from that weight's class.
 
     ``enabled`` turned off leaves the frozen layer: that is the reference model of DPO, for nothing.
@@ -52,9 +53,9 @@ class LowRank(nn.Module):
     lora_b: nn.Parameter
     lora_magnitude: nn.Parameter | None
 
+    @abstractmethod
     def frozen(self) -> tuple[str, tuple[Tensor, ...]]:
         """Form and parts of the frozen weight, as :func:`qafila.adapt.frozen.dense` takes them."""
-        raise NotImplementedError
 
     def dense_weight(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight, ``[out, in]``."""

@@ -96,8 +96,6 @@ class Live(Lines):
 def figures(line: Mapping[str, Any]) -> str:
     """Loss, learning rate, throughput and memory of a step in a few words."""
     parts = [f"loss {line['loss']:.3f}", f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s"]
-    if line.get("mfu"):
-        parts.append(f"MFU {100 * line['mfu']:.0f}%")
     parts.append(f"{line['memory'] / 1e9:.1f} GB")
     return "  ".join(parts)
 

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 
 from qafila.config import ModelConfig
+from qafila.errors import ModelNotFoundError
 from qafila.machine import this_machine
-from qafila.presets import preset
 from qafila.train.estimate import Amounts, Plan, estimate
-from qafila.train.loop import OneProcess, Trainer
+from qafila.train.loop import OneProcess, largest_batch, memory_for
+from qafila.train.objectives import make_objective
 from qafila.train.recipe import Recipe
 from qafila.train.report import Silent
+from qafila.train.shape import planned_config
 from qafila.train.sources import find_packs
-from qafila.train.subject import Subject, beside, find_subject
+from qafila.train.subject import Subject, beside, find_subject, start_device
 
 
 def dry_run(recipe: Recipe, folder: Path, *, world: int | None = None, measure: bool = True) -> Plan:
@@ -42,11 +44,14 @@ def dry_run(recipe: Recipe, folder: Path, *, world: int | None = None, measure: 
 
 
 def _subject(recipe: Recipe, folder: Path) -> tuple[Subject | None, ModelConfig]:
-    """What is trained; of a published shape whose tokenizer is not here, the shape alone."""
-    model = recipe.model
-    if model.preset is not None and model.tokenizer is not None and not Path(beside(model.tokenizer, folder)).exists():
-        return None, preset(model.preset)
-    subject = find_subject(recipe, folder)
+    """What is trained; where model or tokenizer is not here, the published shape alone."""
+    try:
+        subject = find_subject(recipe, folder)
+    except ModelNotFoundError:
+        config = planned_config(recipe)
+        if config is None:
+            raise
+        return None, config
     return subject, subject.config
 
 
@@ -64,23 +69,20 @@ def _amounts(subject: Subject, folder: Path) -> Amounts | None:
 
 
 def _measured(subject: Subject) -> float:
-    """Tokens a second of the largest micro-batch, run twice."""
-    from qafila.machine import usable_cores
-    from qafila.train.objectives import make_objective
-
+    """Tokens a second of the largest micro-batch, run twice: the first time pays for setting things up."""
     recipe = subject.recipe
-    torch.set_num_threads(recipe.train.threads or usable_cores())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = start_device(recipe)
     model = subject.build(device)
     objective = make_objective(subject, model)
     executor = OneProcess(model, objective)
-    rows = min(recipe.train.micro_batch, recipe.train.batch)
+    largest = largest_batch(min(recipe.train.micro_batch, recipe.train.batch), recipe.data.sequence, device)
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
-        Trainer.largest(executor, rows, recipe.data.sequence)
+        with memory_for(largest):
+            executor.forward_backward([largest], 1.0 / max(1, objective.weight(largest)))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
         model.zero_grad(set_to_none=True)
-    return rows * recipe.data.sequence / min(seconds)
+    return largest.n_targets / min(seconds)

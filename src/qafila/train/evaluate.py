@@ -35,7 +35,7 @@ def measure(trainer: Trainer, batches: Sequence[Batch], text_bytes: int | None) 
     if text_bytes:
         targets = sum(batch.n_targets for batch in batches)
         found["bits_per_byte"] = found["loss"] * targets / math.log(2) / text_bytes
-    if not found.pop("is_preference", 0.0):
+    if trainer.objective.per_token:
         found["perplexity"] = math.exp(min(found["loss"], 700.0))
     return found
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,10 +67,9 @@ class OneProcess:
                 continue
             loss = self.objective(self.model, batch, scale)
             if not bool(torch.isfinite(loss.total)):
-                raise NotFinite(f"the loss is {loss.total.item()}", batch.rows)
+                raise NotFinite(f"the loss is {loss.total.detach().item()}", batch.rows)
             loss.total.backward()  # type: ignore[no-untyped-call]
-            for name, value in loss.sums.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+            _add(sums, loss.sums)
         return sums
 
     def add_up(self, values: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Trainer:
     loader: Loader
     optimizer: Optimizer
     schedule: Callable[[int], float]
-    executor: OneProcess
+    executor: Executor
     lr: float
     clip: float
     step: int = 0
@@ -146,23 +146,21 @@ class Trainer:
         weight = sum(self.objective.weight(batch) for batch in batches)
         counts = torch.tensor([weight, sum(b.ids_1T.shape[1] for b in batches), sum(b.n_targets for b in batches)])
         total, tokens, targets = (int(v) for v in self.executor.add_up(counts))
+        rows = [row for batch in batches for row in batch.rows]
         if not total:
-            raise TrainingError(f"step {self.step + 1}: no token of the batch is a target; {_named(batches)}")
+            raise TrainingError(f"step {self.step + 1}: no token of the batch is a target, at {_rows(rows)}")
         try:
-            sums = self.executor.forward_backward(batches, 1.0 / total)
+            with memory_for(batches[0]):
+                sums = self.executor.forward_backward(batches, 1.0 / total)
             norm = self.executor.clip(self.clip)
             if not math.isfinite(norm):
-                raise NotFinite(f"the norm of the gradient is {norm}", [row for b in batches for row in b.rows])
+                raise NotFinite(f"the norm of the gradient is {norm}", rows)
         except NotFinite as error:
             self.optimizer.zero_grad()
             raise TrainingError(
                 f"step {self.step + 1}: {error}, at {_rows(error.rows)}; look at them with `qafila data show`, lower "
                 "optimizer.lr, or clip more"
             ) from None
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise out_of_memory(batches[0].ids_1T.shape[1]) from None
-            raise
         factor = self.schedule(self.step)
         self.optimizer.step(factor)
         self.optimizer.zero_grad()
@@ -179,30 +177,13 @@ class Trainer:
             TrainingError: memory ran out; says what to change.
         """
         state = torch.get_rng_state()  # dropout must not begin elsewhere for it
+        largest = largest_batch(rows, sequence, self.model.device)
         try:
-            self.largest(self.executor, rows, sequence)
+            with memory_for(largest):
+                self.executor.forward_backward([largest], 1.0 / max(1, self.objective.weight(largest)))
         finally:
             self.optimizer.zero_grad()
             torch.set_rng_state(state)
-
-    @staticmethod
-    def largest(executor: OneProcess, rows: int, sequence: int) -> None:
-        """Gradients of ``rows`` rows of one document each, every token of which is a target.
-
-        Raises:
-            TrainingError: memory ran out; says what to change.
-        """
-        device = executor.model.device
-        ids = torch.zeros((1, rows * sequence), dtype=torch.int64, device=device)
-        kinds = tuple(CHOSEN if row % 2 == 0 else REJECTED for row in range(rows))
-        margins = (0.0,) * rows
-        whole = DeviceBatch(ids, ids[0], (sequence,) * rows, kinds, margins, rows * sequence, ())
-        try:
-            executor.forward_backward([whole], 1.0 / max(1, executor.objective.weight(whole)))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise out_of_memory(rows * sequence) from None
-            raise
 
     def validate(self, batches: Sequence[Batch]) -> Sums:
         """Means of the objective's figures over validation batches; the model is as before afterwards."""
@@ -214,8 +195,7 @@ class Trainer:
                 placed = DeviceBatch.of(batch, self.model.device)
                 if weight := self.objective.weight(placed):
                     total += weight
-                    for name, value in self.objective.evaluate(self.model, placed).items():
-                        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+                    _add(sums, self.objective.evaluate(self.model, placed))
         finally:
             self.model.train()
         counted = int(self.executor.add_up(torch.tensor([total]))[0])
@@ -223,7 +203,7 @@ class Trainer:
 
     def _means(self, sums: Mapping[str, Tensor], weight: int) -> Sums:
         names = sorted(sums)
-        stacked = torch.stack([sums[name].double().cpu() for name in names]) if names else torch.zeros(0)
+        stacked = torch.stack([sums[name] for name in names]) if names else torch.zeros(0)
         return {name: float(value) / weight for name, value in zip(names, self.executor.add_up(stacked), strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,16 +222,31 @@ class Trainer:
         self.step, self.tokens = int(state["step"]), int(state["tokens"])
 
 
-def out_of_memory(tokens: int) -> TrainingError:
-    """Too little memory for a micro-batch of ``tokens`` tokens, and the way out."""
-    return TrainingError(
-        f"not enough memory for micro-batches of {tokens:,} tokens; lower train.micro_batch or data.sequence, set "
-        "train.checkpoint_activations=true, or train an adapter; `--dry-run` shows where the bytes go"
-    )
+def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
 
 
-def _named(batches: Sequence[DeviceBatch]) -> str:
-    return _rows([row for batch in batches for row in batch.rows])
+def largest_batch(rows: int, sequence: int, device: torch.device) -> DeviceBatch:
+    """A micro-batch that nothing exceeds: ``rows`` rows of one document each, every token of which is a target."""
+    ids = torch.zeros((1, rows * sequence), dtype=torch.int64, device=device)
+    kinds = tuple(CHOSEN if row % 2 == 0 else REJECTED for row in range(rows))
+    return DeviceBatch(ids, ids[0], (sequence,) * rows, kinds, (0.0,) * rows, rows * sequence, ())
+
+
+@contextmanager
+def memory_for(batch: DeviceBatch) -> Iterator[None]:
+    """Within it, a lack of memory is a TrainingError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"not enough memory for micro-batches of {batch.ids_1T.shape[1]:,} tokens; lower train.micro_batch or "
+            "data.sequence, set train.checkpoint_activations=true, or train an adapter; `--dry-run` shows where the "
+            "bytes go"
+        ) from None
 
 
 def _rows(rows: Sequence[tuple[str, int]]) -> str:

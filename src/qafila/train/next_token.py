@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class NextToken:
     """
 
     end_ids: Collection[int] = ()
+    per_token: ClassVar[bool] = True
 
     def weight(self, batch: DeviceBatch) -> int:
         """The number of targets."""

@@ -58,6 +58,10 @@ class Loss:
 class Objective(Protocol):
     """A loss over packed batches."""
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the loss is a mean over tokens, so that it has a perplexity."""
+
     def weight(self, batch: DeviceBatch) -> int:
         """What the batch counts for: its targets, or its pairs. A step's loss is divided by the sum."""
 

@@ -5,6 +5,7 @@ A pair is two documents side by side, the chosen answer first, each with the sam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,8 +33,37 @@ def document_sums(values_T: Tensor, batch: DeviceBatch) -> Tensor:
     return values_T.new_zeros(len(batch.documents)).index_add(0, numbers_T, values_T)
 
 
+class _OfPairs(ABC):
+    """What both objectives share: a batch counts as its pairs, and a loss is measured as it is trained."""
+
+    per_token = False
+
+    def weight(self, batch: DeviceBatch) -> int:
+        """The number of pairs."""
+        return len(pairs(batch))
+
+    def __call__(self, model: LlamaModel, batch: DeviceBatch, scale: float) -> Loss:
+        """The loss, summed over the pairs and scaled."""
+        loss, sums = self._loss(model, batch)
+        return Loss(loss * scale, sums)
+
+    @torch.no_grad()
+    def evaluate(self, model: LlamaModel, batch: DeviceBatch) -> Mapping[str, Tensor]:
+        """Sums of the loss, of pairs told right, and of the difference in rewards."""
+        return self._loss(model, batch)[1]
+
+    @abstractmethod
+    def _loss(self, model: LlamaModel, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+def _told(losses: Tensor, difference: Tensor, **others: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of all pairs, and what is reported of them: ``difference`` is how much better the chosen answer is."""
+    told = {"loss": losses, "accuracy": (difference > 0).to(losses.dtype), "margin": difference, **others}
+    return losses.sum(), {name: value.detach().sum() for name, value in told.items()}
+
+
 @dataclass(frozen=True)
-class Preference:
+class Preference(_OfPairs):
     """DPO: ``-log sigmoid(beta * ((c - c0) - (r - r0)))`` for each pair, and the chosen answer's likelihood.
 
     c and r are the log-probabilities of the chosen and the rejected answer, c0 and r0 those of the reference (arXiv
@@ -49,23 +79,6 @@ class Preference:
     nll: float
     reference: Callable[[LlamaModel], AbstractContextManager[object]] | LlamaModel
 
-    def weight(self, batch: DeviceBatch) -> int:
-        """The number of pairs."""
-        return len(pairs(batch))
-
-    def __call__(self, model: LlamaModel, batch: DeviceBatch, scale: float) -> Loss:
-        """The loss, summed over the pairs and scaled."""
-        with torch.no_grad():
-            reference = self._reference(model, batch)
-        loss, sums = self._loss(answer_logprobs(model, batch), reference, batch)
-        return Loss(loss * scale, sums)
-
-    @torch.no_grad()
-    def evaluate(self, model: LlamaModel, batch: DeviceBatch) -> Mapping[str, Tensor]:
-        """Sums of the loss, of pairs told right, and of the difference in rewards."""
-        _, sums = self._loss(answer_logprobs(model, batch), self._reference(model, batch), batch)
-        return {**sums, "is_preference": sums["loss"].new_tensor(float(self.weight(batch)))}
-
     def _reference(self, model: LlamaModel, batch: DeviceBatch) -> Tensor:
         if isinstance(self.reference, LlamaModel):
             return answer_logprobs(self.reference, batch)
@@ -77,20 +90,16 @@ class Preference:
         finally:
             model.train(training)
 
-    def _loss(self, policy: Tensor, reference: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, model: LlamaModel, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            reference = self._reference(model, batch)
+        policy = answer_logprobs(model, batch)
         chosen = torch.tensor(pairs(batch), device=policy.device)
         counts = document_sums((batch.targets_T != IGNORED).to(policy.dtype), batch).clamp_min(1)
         rewards = self.beta * (policy - reference)
         difference = rewards[chosen] - rewards[chosen + 1]
         likelihood = -(policy[chosen] / counts[chosen])
-        losses = -F.logsigmoid(difference) + self.nll * likelihood
-        told = {
-            "loss": losses.detach().sum(),
-            "accuracy": (difference.detach() > 0).sum().to(policy.dtype),
-            "margin": difference.detach().sum(),
-            "chosen_nll": likelihood.detach().sum(),
-        }
-        return losses.sum(), told
+        return _told(-F.logsigmoid(difference) + self.nll * likelihood, difference, chosen_nll=likelihood)
 
 
 def answer_logprobs(model: LlamaModel, batch: DeviceBatch) -> Tensor:
@@ -114,36 +123,17 @@ class RewardHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Reward:
-    """``-log sigmoid(s_c - s_r - m)`` for each pair, m the margin that people gave it (Llama 2, arXiv 2307.09288
-    section 3.2.2, equation 2)."""
+class Reward(_OfPairs):
+    """``-log sigmoid(s_c - s_r - m)`` for each pair, m the margin that people gave it.
+
+    Source: Llama 2, arXiv 2307.09288 section 3.2.2, equation 2.
+    """
 
     head: RewardHead
-
-    def weight(self, batch: DeviceBatch) -> int:
-        """The number of pairs."""
-        return len(pairs(batch))
-
-    def __call__(self, model: LlamaModel, batch: DeviceBatch, scale: float) -> Loss:
-        """The loss, summed over the pairs and scaled."""
-        loss, sums = self._loss(model, batch)
-        return Loss(loss * scale, sums)
-
-    @torch.no_grad()
-    def evaluate(self, model: LlamaModel, batch: DeviceBatch) -> Mapping[str, Tensor]:
-        """Sums of the loss and of pairs told right."""
-        _, sums = self._loss(model, batch)
-        return {**sums, "is_preference": sums["loss"].new_tensor(float(self.weight(batch)))}
 
     def _loss(self, model: LlamaModel, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         scores = self.head(model, batch)
         chosen = torch.tensor(pairs(batch), device=scores.device)
         margins = torch.tensor(batch.margins, device=scores.device)[chosen]
         difference = scores[chosen] - scores[chosen + 1]
-        losses = -F.logsigmoid(difference - margins)
-        told = {
-            "loss": losses.detach().sum(),
-            "accuracy": (difference.detach() > 0).sum().float(),
-            "margin": difference.detach().sum(),
-        }
-        return losses.sum(), told
+        return _told(-F.logsigmoid(difference - margins), difference)

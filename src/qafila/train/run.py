@@ -17,6 +17,7 @@ from qafila.data.fingerprint import tokenizer_sha256
 from qafila.data.loader import Loader, Source
 from qafila.errors import DataError, TrainingError, UsageError
 from qafila.train import evaluate, plots
+from qafila.train.card import write_card
 from qafila.train.checkpoint import Checkpoints
 from qafila.train.estimate import steps_of
 from qafila.train.evaluate import Answerer
@@ -31,7 +32,7 @@ from qafila.train.save import save_model
 from qafila.train.schedule import learning_rate_factor
 from qafila.train.signals import StopRequest, stopping
 from qafila.train.sources import NamedPack, Packs, find_packs
-from qafila.train.subject import Subject, find_subject
+from qafila.train.subject import Subject, find_subject, start_device
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ class Run:
         self.subject, self.folder, self.packs, self.reporter = subject, folder, packs, reporter
         self.recipe = recipe
         torch.manual_seed(recipe.train.seed)
-        torch.set_num_threads(recipe.train.threads or _cores())
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = start_device(recipe)
         loader = self._loader(packs.train)
         self.steps = total_steps(recipe, loader)
         self.validation = self._validation_batches()
@@ -141,7 +141,7 @@ class Run:
             self._resume()
         self.folder.forget_after(trainer.step)
         self._log = MetricsLog(self.folder, tensorboard=recipe.tensorboard)
-        self._write_card()
+        write_card(self)
         if recipe.train.longest_first:
             trainer.probe(min(recipe.train.micro_batch, recipe.train.batch), recipe.data.sequence)
         self.reporter.start(self.steps, trainer.step)
@@ -293,11 +293,6 @@ class Run:
     def _leave_model(self) -> None:
         save_model(self.subject, self.trainer.model, self.folder.path)
         plots.draw(self.folder.lines(), self.folder.plots)
-        self._write_card()
-
-    def _write_card(self) -> None:
-        from qafila.train.card import write_card
-
         write_card(self)
 
 
@@ -332,9 +327,3 @@ def memory_in_use(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _cores() -> int:
-    from qafila.machine import usable_cores
-
-    return usable_cores()

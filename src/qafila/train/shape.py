@@ -9,7 +9,7 @@ from typing import Any, Final
 from qafila.config import AttentionTemperature, MixtureOfExperts, ModelConfig, RopeScaling
 from qafila.errors import UsageError
 from qafila.presets import preset, preset_names
-from qafila.train.recipe import Recipe
+from qafila.train.recipe import ModelSection, Recipe
 
 _TABLES: Final[Mapping[str, type]] = {
     "moe": MixtureOfExperts,
@@ -74,6 +74,11 @@ def planned_config(recipe: Recipe, vocab_size: int | None = None) -> ModelConfig
         config = published_config(model.base or "")
     if config is None:
         return None
+    return as_asked(config, model)
+
+
+def as_asked(config: ModelConfig, model: ModelSection) -> ModelConfig:
+    """The shape with the base of the rotary frequencies and the longest context that the recipe asks for."""
     asked = {"rope_theta": model.rope_theta, "context_length": model.context_length}
     return config.with_changes(**{key: value for key, value in asked.items() if value is not None})
 

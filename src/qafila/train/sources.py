@@ -56,17 +56,19 @@ def find_packs(subject: Subject, folder: Path, packs: Path, reporter: Reporter) 
     share = 0.0 if recipe.data.validation else recipe.data.validation_share
     for section in recipe.data.train:
         made, out = _find(subject, section, folder, packs, reporter, share)
-        name = _unused(section.name or Path(section.path).name.split(".")[0], train)
+        name = _name(section, train)
         train.append(NamedPack(name, made, section.weight))
         if out is not None:
             held.append(NamedPack(name, out, section.weight))
     for section in recipe.data.validation:
         made, _ = _find(subject, section, folder, packs, reporter, 0.0)
-        held.append(NamedPack(_unused(section.name or Path(section.path).name.split(".")[0], held), made, 1.0))
+        held.append(NamedPack(_name(section, held), made, 1.0))
     return Packs(tuple(train), tuple(held))
 
 
-def _unused(name: str, packs: Sequence[NamedPack]) -> str:
+def _name(section: SourceSection, packs: Sequence[NamedPack]) -> str:
+    """What metrics call a source: what the recipe says, or the file's name; with a number where that is taken."""
+    name = section.name or Path(section.path).name.split(".")[0]
     taken = {pack.name for pack in packs}
     number = 2
     free = name
@@ -130,10 +132,8 @@ def _check(subject: Subject, manifest: Manifest, path: Path) -> None:
     recipe, tokenizer = subject.recipe, subject.tokenizer
     model = recipe.model.base or recipe.model.tokenizer or "the model"
     manifest.check_tokenizer(tokenizer_sha256(tokenizer), tokenizer.vocab_size, pack=path, model=model)
-    if manifest.facts.objective != recipe.objective and {manifest.facts.objective, recipe.objective} != {
-        "dpo",
-        "reward",
-    }:
+    both = {manifest.facts.objective, recipe.objective}
+    if len(both) > 1 and both != {"dpo", "reward"}:  # pairs are pairs
         raise UsageError(
             f"{path}: was packed for objective {manifest.facts.objective}, not {recipe.objective}; pack it again with "
             f"--objective {recipe.objective}"

@@ -14,16 +14,16 @@ from qafila.adapt.frozen import PLAIN, FrozenLinear
 from qafila.adapt.load import load_base
 from qafila.config import GenerationConfig, ModelConfig
 from qafila.errors import ChatError, UsageError
+from qafila.machine import usable_cores
 from qafila.model.llama import LlamaModel
 from qafila.model.load import load_model
 from qafila.parameters import parameter_shapes
-from qafila.presets import preset
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import chat_format, detect_format
 from qafila.text.tokenizer import Tokenizer, load_tokenizer
 from qafila.train.recipe import Recipe
 from qafila.train.recompute import recompute_layers
-from qafila.train.shape import shape_config
+from qafila.train.shape import as_asked, planned_config
 from qafila.weights.hub import resolve
 from qafila.weights.load import Checkpoint, hugging_face_template, open_checkpoint
 
@@ -124,6 +124,12 @@ def _compute_in_float32(model: LlamaModel) -> None:
             model.set_submodule(path, FrozenLinear(module.in_features, module.out_features, PLAIN, (weight,)))
 
 
+def start_device(recipe: Recipe) -> torch.device:
+    """Where a run computes: the GPU where there is one, else the CPU, with the threads that the recipe gives it."""
+    torch.set_num_threads(recipe.train.threads or usable_cores())
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def find_subject(recipe: Recipe, folder: Path) -> Subject:
     """Open what ``recipe`` trains; paths are looked for in ``folder`` (the recipe's own) first.
 
@@ -134,9 +140,7 @@ def find_subject(recipe: Recipe, folder: Path) -> Subject:
     if model.base is not None:
         source = beside(model.base, folder)
         checkpoint = open_checkpoint(resolve(source))
-        changes = {"rope_theta": model.rope_theta, "context_length": model.context_length}
-        config = checkpoint.config.with_changes(**{k: v for k, v in changes.items() if v is not None})
-        return Subject(recipe, replace(checkpoint, config=config), source)
+        return Subject(recipe, replace(checkpoint, config=as_asked(checkpoint.config, model)), source)
     return Subject(recipe, _new_checkpoint(recipe, folder), None)
 
 
@@ -165,12 +169,8 @@ def _new_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint:
     if generation is None:
         stops = (tokenizer.eos_id,) if tokenizer.eos_id is not None else ()
         generation = GenerationConfig(tokenizer.bos_id, stops, tokenizer.pad_id)
-    if model.preset is not None:
-        config = preset(model.preset).with_changes(vocab_size=tokenizer.vocab_size, extra_embeddings=0, vision=None)
-    else:
-        config = shape_config(model.shape or {}, tokenizer.vocab_size)
-    changes = {"rope_theta": model.rope_theta, "context_length": model.context_length}
-    config = config.with_changes(**{k: v for k, v in changes.items() if v is not None})
+    config = planned_config(recipe, tokenizer.vocab_size)
+    assert config is not None  # only a base may be unknown
     return Checkpoint(
         path=path,
         format="hf",
