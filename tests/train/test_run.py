@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,3 +217,21 @@ def test_result_says_what_came(world: Path, tmp_path: Path) -> None:
     result = train(recipe_of("reward", "pairs.jsonl"), beside=world, out=tmp_path)
     assert isinstance(result, Result)
     assert 0 <= result.validation["accuracy"] <= 1
+
+
+def test_packs_of_two_templates_are_not_mistaken_for_each_other(world: Path, tmp_path: Path) -> None:
+    """A checkpoint's own template has no name of its own: what it writes is what counts."""
+    from qafila.train.sources import find_packs
+    from qafila.train.subject import find_subject
+
+    identities = set()
+    for number, end in enumerate(("<|im_end|>", "<|im_end|>\n\n")):
+        folder = tmp_path / str(number)
+        shutil.copytree(world / "tokenizer", folder / "tokenizer")
+        template = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}" + end + "{% endfor %}"
+        (folder / "tokenizer" / "chat_template.jinja").write_text(template, encoding="utf-8")
+        shutil.copy2(world / "chats.jsonl", folder)
+        subject = find_subject(recipe_of("sft", "chats.jsonl"), folder)
+        packs = find_packs(subject, folder, tmp_path / "packs", Silent())
+        identities.add(packs.train[0].pack.manifest.identity)
+    assert len(identities) == 2

@@ -42,14 +42,16 @@ def footprint(
 
     Bytes a trained parameter: weights and gradients as wide as the precision, float32 master weights (4) with
     ``bfloat16``, and the optimiser: AdamW's moments 8 (4 with ``bfloat16-stochastic``), in 8 bits 2; Muon's matrices 4.
-    Under FSDP with ``bfloat16`` the sharded weights are float32 and so are gradients (the same 16 bytes with AdamW),
-    and gathered layers are bfloat16: two of them at a time, or all with ``reshard_after_forward = false``.
+    With ``bfloat16`` under FSDP or on a CPU the weights are their own float32 masters and gradients are float32 (the
+    same 16 bytes with AdamW); under FSDP gathered layers are bfloat16: two of them at a time, or all with
+    ``reshard_after_forward = false``. An adapter and its gradients are float32 in any case.
 
-    Activations: a layer keeps 4D + 2HN + 2KN + 3F values of the precision's width for each of its T tokens: inputs
-    and outputs of norms, projections and the gated product (F of a mixture: the experts that a token uses). With
-    ``checkpoint_activations`` only the layer's input, TD, and one layer at a time beside it. Tensor parallelism divides
-    them (with sequence parallelism, as here), context parallelism divides T, a pipeline multiplies by the micro-batches
-    in flight (1F1B: as many as stages are ahead). Good to about a quarter of their size.
+    Activations: a layer keeps 4D + 2HN + 2KN + 3F values for each of its T tokens, as wide as the arithmetic (the
+    precision; on a CPU float32): inputs and outputs of norms, projections and the gated product (F of a mixture: the
+    experts that a token uses). With ``checkpoint_activations`` only the layer's input, TD, and one layer at a time
+    beside it. Tensor parallelism divides them (with sequence parallelism, as here), context parallelism divides T, a
+    pipeline multiplies by the micro-batches in flight (1F1B: as many as stages are ahead). Good to about a quarter of
+    their size.
 
     Args:
         recipe: what is trained and how.
@@ -93,18 +95,20 @@ def _memory(
     recipe: Recipe, config: ModelConfig, layout: Layout, part: _Part, on_gpu: bool, stored_bits: float | None
 ) -> Estimate:
     width = _WIDTH[recipe.train.precision]
+    computed = width if on_gpu else 4
     adapted, split = recipe.adapter is not None, layout.shard * layout.context * layout.tensor
     held = _parameters(recipe, config, part) / layout.tensor
     trained = _trained(recipe, config, part) / split
     sharded = layout.shard * layout.context > 1
     parts: dict[str, float] = {}
     masters = recipe.train.precision == "bfloat16"
-    if not adapted and sharded and masters:
+    if adapted:
+        parts["weights"] = _frozen(recipe, config, part, width, stored_bits) / split
+        parts["adapter"], parts["gradients"] = 4 * trained, 4 * trained
+    elif masters and (sharded or not on_gpu):
         parts["weights"], parts["gradients"] = 4 * trained, 4 * trained
     else:
-        parts["weights"] = _frozen(recipe, config, part, width, stored_bits) / split if adapted else width * trained
-        if adapted:
-            parts["adapter"] = width * trained
+        parts["weights"] = width * trained
         if masters:
             parts["master weights"] = 4 * trained
         parts["gradients"] = width * trained
@@ -120,17 +124,17 @@ def _memory(
         parts["gathered layers"] = width * min(gathered, held)
     if adapted and recipe.adapter is not None and recipe.adapter.base != "plain":
         matrices = [prod(shape) for plan in part.layers for _, shape in _targets(recipe, config, plan)]
-        parts["one matrix decoded"] = width * max(matrices, default=0)
+        parts["one matrix decoded"] = computed * max(matrices, default=0)
     tokens = recipe.train.micro_batch * recipe.data.sequence / layout.context
-    widths = [width * tokens * _layer_width(config, plan) / layout.tensor for plan in part.layers]
+    widths = [computed * tokens * _layer_width(config, plan) / layout.tensor for plan in part.layers]
     if recipe.train.checkpoint_activations:
-        kept = width * tokens * config.dim * len(part.layers) / layout.tensor
+        kept = computed * tokens * config.dim * len(part.layers) / layout.tensor
         parts["activations"] = kept * part.in_flight + 2 * max(widths, default=0)
     else:
         parts["activations"] = sum(widths) * part.in_flight
     if layout.context > 1:
         gathered_kv = 2 * config.n_kv_heads * config.head_dim * recipe.train.micro_batch * recipe.data.sequence
-        parts["gathered keys and values"] = 2 * width * gathered_kv / layout.tensor
+        parts["gathered keys and values"] = 2 * computed * gathered_kv / layout.tensor
     if part.heads and recipe.objective != "reward":
         rows = min(tokens, max(16, _LOGITS[on_gpu] / config.vocab_size))
         parts["logits"] = 10 * rows * config.vocab_size / layout.tensor

@@ -147,7 +147,8 @@ def _check(subject: Subject, manifest: Manifest, path: Path) -> None:
 def _key(subject: Subject, section: SourceSection, path: Path, settings: EncoderSettings, share: float) -> str:
     """A name for what packing gives: it changes when a file, the tokenizer, the format or a setting does."""
     files = [(str(f.relative_to(path)) if f != path else f.name, *_stamp(f)) for f in list_files(path)]
-    chat = subject.chat.name if subject.chat is not None else None
+    # Templates of checkpoints are all called the same: what they write is what counts.
+    chat = None if subject.chat is None else [subject.chat.name, subject.checkpoint.chat_template]
     content = [files, section.form, settings.to_dict(), share, tokenizer_sha256(subject.tokenizer), chat]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return f"{path.name.split('.')[0]}-{digest}"
