@@ -53,14 +53,10 @@ lint: $(VENV)/.dev ## ruff (lint and format), mypy --strict, import-linter, gene
 	@$(PYTHON) -m ruff format --quiet --check . || { echo "error: not formatted: run $(VENV)/bin/ruff format" >&2; exit 1; }
 	@$(PYTHON) -m mypy --no-error-summary
 	@$(PYTHON) $(VENV)/bin/lint-imports --no-logo > $(VENV)/.imports 2>&1 || { cat $(VENV)/.imports; exit 1; }
-	@$(PYTHON) scripts/models_table.py --check || { echo "error: docs/models.md is old: run make docs" >&2; exit 1; }
-	@$(PYTHON) scripts/recipe_docs.py --check || { echo "error: docs/recipes.md is old: run make docs" >&2; exit 1; }
-	@$(PYTHON) scripts/api_tables.py --check || { echo "error: docs/api.md is old: run make docs" >&2; exit 1; }
+	@$(PYTHON) scripts/pages.py --check
 
 docs: $(VENV)/.dev ## write the generated pages again (docs/models.md, docs/api.md, docs/recipes.md)
-	@$(PYTHON) scripts/models_table.py
-	@$(PYTHON) scripts/api_tables.py
-	@$(PYTHON) scripts/recipe_docs.py
+	@$(PYTHON) scripts/pages.py
 
 interop: $(VENV)/.peers ## build llama-cpp-python (5 to 10 minutes, once) and run the tests that need it
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --quiet -m interop $(PYTEST_ARGS)

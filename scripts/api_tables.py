@@ -1,11 +1,10 @@
-"""Write docs/api.md: every endpoint, and every option of official clients in one of three lists.
+"""docs/api.md: every endpoint, and every option of official clients in one of three lists.
 
-python scripts/api_tables.py [--check]
+`scripts/pages.py` writes it.
 """
 
 from __future__ import annotations
 
-import sys
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,15 +72,3 @@ def page() -> str:
                 lines += [f"### `{name}`", "", *listed("Accepted, and changes nothing", harmless)]
                 lines += [*listed("Refused", refused), ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def main(arguments: list[str]) -> int:
-    """Write the page, or check it."""
-    if arguments == ["--check"]:
-        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page())
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

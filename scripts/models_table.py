@@ -1,12 +1,10 @@
-"""Write docs/models.md: every preset, its figures as computed from its shape, beside what is published.
+"""docs/models.md: every preset, its figures as computed from its shape, beside what is published.
 
-python scripts/models_table.py            write docs/models.md
-python scripts/models_table.py --check    exit with 1 if docs/models.md is not what would be written
+`scripts/pages.py` writes it.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,16 +96,3 @@ def page() -> str:
             text = text_parameters(config)
             lines.append(row((f"`{name}`", f"{text:,}", f"{tower:,}", f"{text + tower:,}", PUBLISHED[name].card)))
     return "\n".join(lines) + "\n" + NOTES
-
-
-def main(arguments: list[str]) -> int:
-    """Write the page, or check it."""
-    if arguments == ["--check"]:
-        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page())
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,10 @@
-"""Write docs/recipes.md: every key of a recipe with its type, default and documentation, and every recipe there is.
+"""docs/recipes.md: every key of a recipe with its type, default and documentation, and every recipe there is.
 
-python scripts/recipe_docs.py            write docs/recipes.md
-python scripts/recipe_docs.py --check    exit with 1 if docs/recipes.md is not what would be written
+`scripts/pages.py` writes it.
 """
 
 from __future__ import annotations
 
-import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -124,16 +122,3 @@ def _kinds(annotation: Any) -> Iterator[type]:
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _kinds(argument)
-
-
-def main(arguments: list[str]) -> int:
-    """Write the page, or check it."""
-    if arguments == ["--check"]:
-        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page())
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -190,4 +190,4 @@ def _script() -> ModuleType:
 
 def test_the_documented_table_is_current() -> None:
     written = (CHECKOUT / "docs" / "models.md").read_text(encoding="utf-8")
-    assert written == _script().page(), "docs/models.md is stale: run python scripts/models_table.py"
+    assert written == _script().page(), "docs/models.md is stale: run make docs"

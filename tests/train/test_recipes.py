@@ -191,6 +191,6 @@ def test_quickstart_speaks_both_languages_and_holds_its_questions_back() -> None
 
 
 def test_the_page_of_recipes_is_as_the_schema_says() -> None:
-    script = FOLDER.parent / "scripts" / "recipe_docs.py"
+    script = FOLDER.parent / "scripts" / "pages.py"
     done = subprocess.run([sys.executable, str(script), "--check"], check=False)
-    assert done.returncode == 0, "run scripts/recipe_docs.py"
+    assert done.returncode == 0, "run make docs"
