@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from qafila.data.batch import Batch
-from qafila.data.fingerprint import tokenizer_sha256
 from qafila.data.loader import Loader, Source
 from qafila.errors import DataError, TrainingError, UsageError
 from qafila.train import evaluate, plots
@@ -217,8 +216,12 @@ class Run:
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with to be of this run."""
         packs = {f"data {p.name}": p.pack.manifest.identity for p in self.packs.train}
-        tokenizer = tokenizer_sha256(self.subject.tokenizer)
-        return {"objective": self.recipe.objective, "model": repr(self.subject.config), "tokenizer": tokenizer, **packs}
+        return {
+            "objective": self.recipe.objective,
+            "model": repr(self.subject.config),
+            "tokenizer": self.subject.tokenizer_sha256,
+            **packs,
+        }
 
     def _state(self) -> dict[str, Any]:
         model = {n: p.detach() for n, p in self.trainer.model.named_parameters() if p.requires_grad}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qafila.data.encode import EncoderSettings
-from qafila.data.fingerprint import tokenizer_sha256
 from qafila.data.manifest import MANIFEST, Manifest, read_manifest
 from qafila.data.pack import Progress, RawSource, pack_sources
 from qafila.data.records import list_files
@@ -111,7 +110,7 @@ def _find(
         reporter.packing(name, 1.0)
         for line in packed.problems.lines():
             reporter.warn(line)
-    return Pack.open(made, verify="hashes"), Pack.open(out, verify="hashes") if (out / MANIFEST).is_file() else None
+    return Pack.open(made), Pack.open(out) if (out / MANIFEST).is_file() else None
 
 
 def encoder_settings(recipe: Recipe) -> EncoderSettings:
@@ -129,9 +128,9 @@ def encoder_settings(recipe: Recipe) -> EncoderSettings:
 
 
 def _check(subject: Subject, manifest: Manifest, path: Path) -> None:
-    recipe, tokenizer = subject.recipe, subject.tokenizer
+    recipe = subject.recipe
     model = recipe.model.base or recipe.model.tokenizer or "the model"
-    manifest.check_tokenizer(tokenizer_sha256(tokenizer), tokenizer.vocab_size, pack=path, model=model)
+    manifest.check_tokenizer(subject.tokenizer_sha256, subject.tokenizer.vocab_size, pack=path, model=model)
     both = {manifest.facts.objective, recipe.objective}
     if len(both) > 1 and both != {"dpo", "reward"}:  # pairs are pairs
         raise UsageError(
@@ -149,7 +148,7 @@ def _key(subject: Subject, section: SourceSection, path: Path, settings: Encoder
     files = [(str(f.relative_to(path)) if f != path else f.name, *_stamp(f)) for f in list_files(path)]
     # Templates of checkpoints are all called the same: what they write is what counts.
     chat = None if subject.chat is None else [subject.chat.name, subject.checkpoint.chat_template]
-    content = [files, section.form, settings.to_dict(), share, tokenizer_sha256(subject.tokenizer), chat]
+    content = [files, section.form, settings.to_dict(), share, subject.tokenizer_sha256, chat]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return f"{path.name.split('.')[0]}-{digest}"
 

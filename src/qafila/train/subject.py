@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qafila.adapt.frozen import PLAIN, FrozenLinear
 from qafila.adapt.load import load_base
 from qafila.config import GenerationConfig, ModelConfig
+from qafila.data.fingerprint import tokenizer_sha256
 from qafila.errors import ChatError, UsageError
 from qafila.machine import usable_cores
 from qafila.model.llama import LlamaModel
@@ -49,6 +50,11 @@ class Subject:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.checkpoint.tokenizer
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """What tells the tokenizer from others; it takes a tenth of a second, so it is kept."""
+        return tokenizer_sha256(self.tokenizer)
 
     @cached_property
     def chat(self) -> ChatFormat | None:
