@@ -19,6 +19,7 @@ from qafila.train.parallel.layout import Layout
 from qafila.train.plan_text import duration, plan_lines, si
 from qafila.train.recipe import Recipe, check_recipe
 from qafila.train.shape import planned_config, published_config, shape_config
+from qafila.train.utilisation import Utilisation, needed_flops
 
 GIB = 2**30
 LAPTOP = Machine(16 * 10**9, 12 * 10**9, "physical memory")
@@ -57,6 +58,41 @@ def test_a_tied_head_is_work_and_a_chunk_bounds_attention() -> None:
     long, short = flops_per_token(scout, 32768), flops_per_token(scout, 8192)
     # Only the 12 layers without rotary embedding look beyond 8,192 tokens.
     assert long - short == 12 * 12 * 40 * 128 * (32768 - 8192)
+
+
+def test_frozen_weights_and_second_models_count_for_what_they_take() -> None:
+    config = preset("llama-3.1-8b")
+    whole, attention = flops_per_token(config, 512), 12 * 32 * 32 * 128 * 512
+    head = 128256 * 4096
+    assert needed_flops(recipe(), config, 512) == whole
+    adapter = {"rank": 8, "targets": ["q_proj", "v_proj"]}
+    added = 32 * 8 * (4096 + 4096 + 4096 + 1024)  # A and B on q_proj and v_proj
+    lora = (whole - attention) * 2 / 3 + attention + 6 * added
+    assert needed_flops(recipe(adapter=adapter), config, 512) == pytest.approx(lora, rel=1e-12)
+    saved = needed_flops(recipe(adapter={**adapter, "save": ["lm_head"]}), config, 512)
+    assert saved == pytest.approx(lora + 2 * head, rel=1e-12)
+    # The embedding is a row that is looked up: learning it takes no product.
+    assert needed_flops(recipe(adapter={**adapter, "save": ["embed_tokens"]}), config, 512) == pytest.approx(lora)
+    assert needed_flops(recipe(objective="dpo"), config, 512) == pytest.approx(whole * 4 / 3, rel=1e-12)
+    assert needed_flops(recipe(objective="reward"), config, 512) == pytest.approx(whole - 6 * head, rel=1e-12)
+    # Computing again is no use, so it does not count.
+    assert needed_flops(recipe(train__checkpoint_activations=True), config, 512) == whole
+
+
+def test_utilisation_is_of_the_processor_that_computes() -> None:
+    config = preset("llama-3.1-8b")
+    asked = recipe(data={"train": [{"path": "a"}], "sequence": 8192})
+    eight = Utilisation.of(asked, config, "NVIDIA H100 80GB HBM3", 8)
+    assert eight.figures(8 * 6667)["mfu"] == pytest.approx(0.390, abs=5e-4)
+    assert Utilisation.of(asked, config, "NVIDIA GeForce GTX 1080").figures(100.0) == {}
+
+
+def test_the_plan_for_a_cpu_has_the_share_of_a_known_peak() -> None:
+    asked = recipe(adapter={"rank": 16})
+    config = preset("llama-3.2-1b")
+    plan = estimate(asked, config, None, LAPTOP, tokens_per_second=50.0, peak=1e12)
+    assert plan.mfu == pytest.approx(needed_flops(asked, config, 512) * 50 / 1e12, rel=1e-9)
+    assert f"50 tokens/s, {100 * plan.mfu:.0f}% MFU" in "\n".join(plan_lines(plan))
 
 
 def test_hours_of_llama_3_1_405b() -> None:

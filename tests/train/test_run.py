@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from qafila import Llama
+from qafila.cli.train_report import figures
 from qafila.errors import DataError, TrainingError, UsageError
 from qafila.text.text_sources import TextSource
 from qafila.text.train_tokenizer import train_tokenizer
@@ -115,6 +116,24 @@ def test_a_run_learns_and_leaves_a_model(world: Path, tmp_path: Path, objective:
         assert validation[-1]["ends_met"] >= 0
     with Llama.load(tmp_path / "tiny", threads=1) as llama:
         assert llama.complete("the caravan", max_tokens=3, temperature=0).ids
+
+
+def test_every_step_tells_the_share_of_the_processors_peak(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qafila.train.utilisation.time_products", lambda: 2e9)
+    recipe = recipe_of("sft", "chats.jsonl")
+    watch = Watch()
+    train(recipe, beside=world, out=tmp_path, reporter=watch)
+    matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 300 * 32  # two layers, and the head
+    norms = 5 * 32
+    flops = 6 * (matrices + norms) + 12 * 2 * 4 * 8 * 64
+    for line in watch.lines:
+        assert line["mfu"] == pytest.approx(flops * line["tokens_per_second"] / 2e9, rel=1e-3)
+        assert f"{100 * line['mfu']:.1f}% MFU" in figures(line)
+    kept = [json.loads(x) for x in (tmp_path / "tiny" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [line["mfu"] for line in kept if "lr" in line] == [line["mfu"] for line in watch.lines]
+    assert (tmp_path / "tiny" / "plots" / "mfu.png").is_file()
 
 
 def test_accumulating_gives_the_gradients_of_the_whole_step(world: Path, tmp_path: Path) -> None:

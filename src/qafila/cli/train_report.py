@@ -94,8 +94,10 @@ class Live(Lines):
 
 
 def figures(line: Mapping[str, Any]) -> str:
-    """Loss, learning rate, throughput and memory of a step in a few words."""
+    """Loss, learning rate, throughput, utilisation and memory of a step in a few words."""
     parts = [f"loss {line['loss']:.3f}", f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s"]
+    if "mfu" in line:
+        parts.append(f"{100 * line['mfu']:.1f}% MFU")
     parts.append(f"{line['memory'] / 1e9:.1f} GB")
     return "  ".join(parts)
 

@@ -12,6 +12,7 @@ from qafila.config import ModelConfig
 from qafila.errors import ModelNotFoundError
 from qafila.machine import this_machine
 from qafila.train.estimate import Amounts, Plan, estimate
+from qafila.train.flops import time_products
 from qafila.train.loop import OneProcess, largest_batch, memory_for
 from qafila.train.objectives import make_objective
 from qafila.train.recipe import Recipe
@@ -36,11 +37,12 @@ def dry_run(recipe: Recipe, folder: Path, *, world: int | None = None, measure: 
     subject, config = _subject(recipe, folder)
     amounts = _amounts(subject, folder) if subject is not None else None
     machine = this_machine()
-    plan = estimate(recipe, config, amounts, machine, world)
-    here = recipe.processor.lower() == "here" and plan.processes == 1
+    peak = time_products() if recipe.processor.lower() == "here" else None
+    plan = estimate(recipe, config, amounts, machine, world, peak=peak)
+    here = peak is not None and plan.processes == 1
     if not (measure and here and plan.fits) or subject is None:
         return plan
-    return estimate(recipe, config, amounts, machine, world, tokens_per_second=_measured(subject))
+    return estimate(recipe, config, amounts, machine, world, tokens_per_second=_measured(subject), peak=peak)
 
 
 def _subject(recipe: Recipe, folder: Path) -> tuple[Subject | None, ModelConfig]:

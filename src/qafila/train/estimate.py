@@ -15,7 +15,6 @@ from qafila.parameters import active_parameters, text_parameters
 from qafila.train.flops import (
     Processor,
     assumed_mfu,
-    attention_flops,
     carbon,
     energy,
     flops_per_token,
@@ -25,6 +24,7 @@ from qafila.train.flops import (
 from qafila.train.footprint import footprint, trained_parameters
 from qafila.train.parallel.layout import Layout
 from qafila.train.recipe import Recipe
+from qafila.train.utilisation import needed_flops
 
 # Share of the speed of large matrix products that a whole training step keeps on a CPU.
 _CPU_SHARE = 0.5
@@ -119,6 +119,7 @@ def estimate(
     tokens_per_second: float | None = None,
     utilisation: float | None = None,
     availability: float = 1.0,
+    peak: float | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -134,6 +135,8 @@ def estimate(
         tokens_per_second: of one process, measured; None: from the GPU's peak, or from matrix products timed here.
         utilisation: share of the processor's peak, instead of the tabulated one.
         availability: share of the time in which the machines train (Llama 3 405B: over 0.9).
+        peak: FLOP/s of this machine's matrix products, which its CPU's MFU is a share of; None: they are timed where
+            the speed is to follow from them, and there is no such share.
 
     Raises:
         UsageError: the layout does not fit the processes or the model; an unknown processor.
@@ -165,9 +168,10 @@ def estimate(
     per_step = recipe.train.batch * recipe.data.sequence
     steps = steps_of(recipe, amounts.rows if amounts else None)
     tokens = None if steps is None else steps * per_step
-    counted = flops_per_token(config, recipe.data.sequence)
-    speed, basis = _speed(recipe, config, amounts, unit, world, tokens_per_second, utilisation)
-    share = None if unit is None else counted * speed / world / unit.peak
+    counted = needed_flops(recipe, config, recipe.data.sequence)
+    speed, basis = _speed(recipe, config, amounts, unit, world, tokens_per_second, utilisation, peak)
+    whole = peak if unit is None else unit.peak * world
+    share = None if whole is None else counted * speed / whole
     seconds = None if tokens is None else tokens / speed / availability
     hours = None if seconds is None else seconds / 3600 * (world if unit is not None else 1)
     power = None if hours is None or unit is None else energy(hours, unit.watts)
@@ -225,6 +229,7 @@ def _speed(
     world: int,
     measured: float | None,
     utilisation: float | None,
+    peak: float | None,
 ) -> tuple[float, str]:
     """Tokens a second of all processes together, and where the figure comes from."""
     if measured is not None:
@@ -232,7 +237,7 @@ def _speed(
     if unit is None:
         document = amounts.document if amounts is not None and amounts.document else recipe.data.sequence
         work = _work(recipe, config, document)
-        return time_products() * _CPU_SHARE / work, "matrix products timed here"
+        return (peak or time_products()) * _CPU_SHARE / work, "matrix products timed here"
     share = utilisation or assumed_mfu(unit, compile=recipe.train.compile, float8=recipe.train.float8)
     # A tabulated MFU counts the whole square of attention, and so must the work it is divided by.
     return unit.peak * share / _work(recipe, config, recipe.data.sequence) * world, (
@@ -242,16 +247,10 @@ def _speed(
 
 
 def _work(recipe: Recipe, config: ModelConfig, document: float) -> float:
-    """FLOPs really done for one token: frozen weights need no gradient, recomputing and references cost a forward."""
-    whole = flops_per_token(config, document)
-    work = whole
-    if recipe.adapter is not None:
-        seen = attention_flops(config, document)
-        work = (whole - seen) * 2 / 3 + seen + 6 * trained_parameters(recipe, config)
+    """FLOPs really done for one token: what is needed, and what is computed a second time."""
+    work = needed_flops(recipe, config, document)
     if recipe.train.checkpoint_activations:
-        work += whole / 3
-    if recipe.objective == "dpo":
-        work += whole / 3
+        work += flops_per_token(config, document) / 3
     return work
 
 

@@ -1,4 +1,4 @@
-"""Curves of a run as PNG files: loss, learning rate, gradient norm, throughput."""
+"""Curves of a run as PNG files: loss, learning rate, gradient norm, throughput, utilisation."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ def draw(lines: Iterable[Mapping[str, Any]], folder: Path) -> list[Path]:
         ("lr", "learning rate"),
         ("grad_norm", "norm of the gradient"),
         ("tokens_per_second", "tokens / s"),
+        ("mfu", "model FLOPs utilisation"),
     ):
+        known = [line for line in trained if key in line]
+        if not known:  # no peak is known of this processor
+            continue
         figure = Figure(figsize=(7, 4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        axes.plot([line["step"] for line in trained], [line[key] for line in trained], linewidth=1, label="training")
+        axes.plot([line["step"] for line in known], [line[key] for line in known], linewidth=1, label="training")
         if key == "loss" and validated:
             axes.plot(
                 [line["step"] for line in validated],

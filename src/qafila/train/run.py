@@ -32,6 +32,7 @@ from qafila.train.schedule import learning_rate_factor
 from qafila.train.signals import StopRequest, stopping
 from qafila.train.sources import NamedPack, Packs, find_packs
 from qafila.train.subject import Subject, find_subject, start_device
+from qafila.train.utilisation import Utilisation
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Run:
             identity=self._identity(),
             warn=reporter.warn,
         )
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        self._utilisation = Utilisation.of(recipe, subject.config, gpu)
         self._log: MetricsLog | None = None
         self.last_validation: dict[str, float] = {}
         self.loss: float | None = None
@@ -256,6 +259,7 @@ class Run:
             "grad_norm": report.grad_norm,
             "targets": report.targets,
             "tokens_per_second": round(report.tokens_per_second, 1),
+            **self._utilisation.figures(report.tokens_per_second),
             "seconds": round(report.seconds, 4),
             "memory": memory_in_use(self.device),
             **report.sums,
