@@ -122,6 +122,8 @@ def test_unknown_keys_are_refused_with_the_known_ones(tmp_path: Path) -> None:
         (("epochs = 2", "epochs = -1"), "train.epochs"),
         (('"sft"', '"dance"'), "objective"),
         (("[train]", "[dpo]\nbeta = 0.1\n\n[train]"), "belong to objective dpo"),
+        (("weight = 3", 'weight = 3, form = "poem"'), 'data.train.1: form "poem": there is none of that name'),
+        (("weight = 3", 'weight = 3, fields = { answer = "x" }'), 'data.train.1: field "answer": no form has it'),
         (('name = "tiny"', 'name = "../tiny"'), "name"),
     ],
 )

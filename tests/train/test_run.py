@@ -19,13 +19,15 @@ import torch
 
 from qafila import Llama
 from qafila.cli.train_report import figures
-from qafila.errors import DataError, TrainingError, UsageError
+from qafila.errors import DataError, FormatError, TrainingError, UsageError
 from qafila.text.text_sources import TextSource
 from qafila.text.train_tokenizer import train_tokenizer
 from qafila.train.recipe import check_recipe
 from qafila.train.report import Silent
 from qafila.train.run import Result, train
 from qafila.weights.load import open_checkpoint
+from qafila.weights.model_card import model_card
+from qafila.weights.run_card import read_run_card
 
 LINES = [
     "the caravan walks to the well",
@@ -54,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(objective: str, data: str, **tables: Any) -> Any:
+def recipe_of(objective: str, data: str, /, **tables: Any) -> Any:
     raw: dict[str, Any] = {
         "name": "tiny",
         "objective": objective,
@@ -236,6 +238,52 @@ def test_result_says_what_came(world: Path, tmp_path: Path) -> None:
     result = train(recipe_of("reward", "pairs.jsonl"), beside=world, out=tmp_path)
     assert isinstance(result, Result)
     assert 0 <= result.validation["accuracy"] <= 1
+
+
+def test_renamed_fields_are_read_and_a_source_s_licence_goes_to_the_card(world: Path, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (world / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    renamed = [{"q": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in records]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in renamed), encoding="utf-8")
+    shutil.copytree(world / "tokenizer", tmp_path / "tokenizer")
+    names = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    source = {"path": "theirs.jsonl", "fields": names, "license": "CC BY-NC 4.0"}
+    recipe = recipe_of("reward", "", data={"train": [source]}, train={"steps": 2, "batch": 4})
+    train(recipe, beside=tmp_path, out=tmp_path / "runs")
+    folder = tmp_path / "runs" / "tiny"
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))["data"][0]
+    assert told["records"] == 40
+    assert told["license"] == "CC BY-NC 4.0"
+    card = model_card("tiny", open_checkpoint(folder), read_run_card(folder))
+    assert "| CC BY-NC 4.0 |" in card
+    assert "**theirs**: is licensed CC BY-NC 4.0: this model is for non-commercial use only." in card
+    # What the card says is not what is learned: a run goes on under another licence, not under other fields.
+    free = recipe_of("reward", "", data={"train": [{**source, "license": "mit"}]}, train={"steps": 2, "batch": 4})
+    assert train(free, beside=tmp_path, out=tmp_path / "runs", resume=True).steps == 2
+    assert "| mit |" in model_card("tiny", open_checkpoint(folder), read_run_card(folder))
+    swapped = {**source, "fields": {**names, "chosen": "bad", "rejected": "good"}}
+    with pytest.raises(UsageError, match="data differs from the run"):
+        train(
+            recipe_of("reward", "", data={"train": [swapped]}, train={"steps": 2, "batch": 4}),
+            beside=tmp_path,
+            out=tmp_path / "runs",
+            resume=True,
+        )
+    packed = next(p for p in (folder / "packs").iterdir() if "validation" not in p.name)
+    with pytest.raises(UsageError, match="is packed already; give fields to"):
+        train(recipe_of("reward", "", data={"train": [{**source, "path": str(packed)}]}), beside=tmp_path, out=tmp_path)
+
+
+def test_a_run_of_an_older_recipe_goes_on(world: Path, tmp_path: Path) -> None:
+    """Keys that were added since then have their defaults in it."""
+    recipe = recipe_of("sft", "chats.jsonl", train={"steps": 2, "batch": 4})
+    folder = train(recipe, beside=world, out=tmp_path).folder
+    raw = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    del raw["data"]["train"][0]["fields"], raw["data"]["train"][0]["license"], raw["cost_per_hour"]
+    (folder / "recipe.json").write_text(json.dumps(raw), encoding="utf-8")
+    assert train(recipe, beside=world, out=tmp_path, resume=True).steps == 2
+    (folder / "recipe.json").write_text(json.dumps(raw | {"later": 1}), encoding="utf-8")
+    with pytest.raises(FormatError, match=r"recipe\.json: is damaged, or of another version; start the run again"):
+        train(recipe, beside=world, out=tmp_path, resume=True)
 
 
 def test_packs_of_two_templates_are_not_mistaken_for_each_other(world: Path, tmp_path: Path) -> None:

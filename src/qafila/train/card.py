@@ -41,6 +41,7 @@ def describe(run: Run) -> dict[str, Any]:
                 "tokens": source.tokens,
                 "targets": source.targets,
                 "weight": named.weight,
+                "license": named.license,
             }
             for named in run.packs.train
             for source in named.pack.manifest.sources

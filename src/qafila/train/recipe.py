@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qafila.data.forms import check_form
 from qafila.errors import UsageError
 
 ObjectiveName = Literal["pretrain", "sft", "fim", "dpo", "reward"]
@@ -63,8 +64,20 @@ class SourceSection(Section):
     """Share of the mixture, relative to the other sources' weights."""
     form: str = "auto"
     """How records are written: auto, text, messages, sharegpt, alpaca, dolly, prompt or preference."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Fields that the files call otherwise, by the form's own names: `{ chosen = "better", rejected = "worse" }`."""
+    license: str | None = None
+    """Licence of the data (`cc-by-4.0`), for the model card."""
     name: str | None = None
     """What metrics call this source; by default the file's name."""
+
+    @model_validator(mode="after")
+    def _known_form(self) -> SourceSection:
+        try:
+            check_form(self.form, self.fields)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class DataSection(Section):

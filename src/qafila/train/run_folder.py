@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from qafila.errors import FormatError, UsageError
 from qafila.train.recipe import Recipe
 
@@ -17,6 +19,7 @@ RECIPE: Final = "recipe.json"
 METRICS: Final = "metrics.jsonl"
 # What may differ when a run goes on: how it is computed and watched, not what it learns.
 _FREE: Final = frozenset({"description", "evaluate", "checkpoint", "parallel", "tensorboard", "cost_per_hour"})
+_FREE_SOURCE: Final = frozenset({"license"})
 _FREE_TRAIN: Final = frozenset({"threads", "compile", "checkpoint_activations", "longest_first", "micro_batch"})
 
 
@@ -77,13 +80,20 @@ class RunFolder:
         return folder
 
     def _check_same(self, recipe: Recipe) -> None:
-        now = recipe.model_dump(mode="json")
+        now = _learned(recipe)
         try:
-            before = json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
+            raw = json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
         except ValueError as error:
             raise FormatError(self.path / RECIPE, f"is damaged ({error})") from None
-        if not isinstance(before, dict) or before.keys() != now.keys():
-            raise FormatError(self.path / RECIPE, "is damaged, or of another version; start the run again with --force")
+        if isinstance(raw, dict) and raw.get("objective") != "dpo":
+            raw.pop("dpo", None)  # written out with all defaults, but a recipe of another objective may not say it
+        try:
+            # Keys that came later have their defaults in an older recipe.
+            before = _learned(Recipe.model_validate(raw))
+        except ValidationError:
+            raise FormatError(
+                self.path / RECIPE, "is damaged, or of another version; start the run again with --force"
+            ) from None
         for key in now:
             if key in _FREE or before[key] == now[key]:
                 continue
@@ -140,6 +150,16 @@ class MetricsLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _learned(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values, without what is said of a source and not learned from it."""
+    plain = recipe.model_dump(mode="json")
+    for sources in (plain["data"]["train"], plain["data"]["validation"]):
+        for source in sources:
+            for key in _FREE_SOURCE:
+                source.pop(key)
+    return plain
 
 
 def _numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -21,11 +21,12 @@ from qafila.train.subject import Subject, beside
 
 @dataclass(frozen=True)
 class NamedPack:
-    """A pack with what metrics call it, and its share of the mixture."""
+    """A pack with what metrics call it, its share of the mixture, and its data's licence where the recipe says it."""
 
     name: str
     pack: Pack
     weight: float
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ def find_packs(subject: Subject, folder: Path, packs: Path, reporter: Reporter) 
     for section in recipe.data.train:
         made, out = _find(subject, section, folder, packs, reporter, share)
         name = _name(section, train)
-        train.append(NamedPack(name, made, section.weight))
+        train.append(NamedPack(name, made, section.weight, section.license))
         if out is not None:
-            held.append(NamedPack(name, out, section.weight))
+            held.append(NamedPack(name, out, section.weight, section.license))
     for section in recipe.data.validation:
         made, _ = _find(subject, section, folder, packs, reporter, 0.0)
-        held.append(NamedPack(_name(section, held), made, 1.0))
+        held.append(NamedPack(_name(section, held), made, 1.0, section.license))
     return Packs(tuple(train), tuple(held))
 
 
@@ -81,6 +82,8 @@ def _find(
 ) -> tuple[Pack, Pack | None]:
     path = Path(beside(section.path, folder))
     if (path / MANIFEST).is_file():
+        if section.fields:
+            raise UsageError(f"{section.path}: is packed already; give fields to `qafila data pack --field`, not here")
         _check(subject, read_manifest(path), path)
         return Pack.open(path), None
     if not path.exists():
@@ -96,7 +99,7 @@ def _find(
 
         packs.mkdir(parents=True, exist_ok=True)
         packed = pack_sources(
-            [RawSource(path, section.form)],
+            [RawSource(path, section.form, section.fields)],
             made,
             settings,
             subject.tokenizer,
@@ -148,7 +151,8 @@ def _key(subject: Subject, section: SourceSection, path: Path, settings: Encoder
     files = [(str(f.relative_to(path)) if f != path else f.name, *_stamp(f)) for f in list_files(path)]
     # Templates of checkpoints are all called the same: what they write is what counts.
     chat = None if subject.chat is None else [subject.chat.name, subject.checkpoint.chat_template]
-    content = [files, section.form, settings.to_dict(), share, subject.tokenizer_sha256, chat]
+    read = [section.form, sorted(section.fields.items())]
+    content = [files, read, settings.to_dict(), share, subject.tokenizer_sha256, chat]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return f"{path.name.split('.')[0]}-{digest}"
 
