@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -261,6 +264,38 @@ def test_nothing_is_left_of_what_failed(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(StorageError, match="the disk is full"):
             make_pack(tmp_path / "pack", units, facts(32))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from qafila.data.staged import stage;"
+        "folder, held = stage(Path(sys.argv[1]), 'pack'); (folder / '00000.bin').write_bytes(b'x');"
+        "print(folder, flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        left = Path(process.stdout.readline().strip())
+        others = [
+            tmp_path / ".other-0123456789ab.partial",  # of another pack
+            tmp_path / ".pack-0123456789ab.partial.txt",
+            tmp_path / ".pack-mine.partial",
+            tmp_path / ".pack-ba9876543210.partial",  # holds what is no pack's
+        ]
+        for other in others:
+            other.mkdir()
+        (others[-1] / "notes.txt").write_text("mine")
+        make_pack(tmp_path / "pack", random_units(5, 8), facts(8))
+        assert left.is_dir()  # the process that writes in it is alive
+        process.kill()
+        process.wait()
+        shutil.rmtree(tmp_path / "pack")
+        make_pack(tmp_path / "pack", random_units(5, 8), facts(8))
+    finally:
+        process.kill()
+        process.communicate()
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "pack"])
 
 
 def test_what_is_in_the_way_stays(tmp_path: Path) -> None:

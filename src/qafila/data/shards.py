@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 from bisect import bisect_right
 from collections import OrderedDict
@@ -23,6 +22,7 @@ from qafila.data.encode import PLAIN, Document, Unit
 from qafila.data.manifest import MANIFEST, Manifest, PackFacts, ShardFacts, SourceFacts, read_manifest
 from qafila.data.packing import Packer
 from qafila.data.shard_file import NO_SOURCE, Row, Shard, check_hash, check_size, id_type, shard_pieces
+from qafila.data.staged import remove_left, stage
 from qafila.errors import DataError, QafilaError, StorageError
 
 __all__ = ["NO_SOURCE", "Pack", "PackWriter", "Row"]
@@ -54,11 +54,12 @@ class PackWriter:
         itemsize = id_type(facts.vocab_size).itemsize
         self._shard = _OpenShard(facts, max(1, shard_bytes // (facts.sequence * itemsize)))
         parent = self._folder.resolve().parent
-        self._staged = parent / f".{self._folder.name}-{secrets.token_hex(6)}.partial"
         try:
             if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
                 raise StorageError(f"{self._folder}: is there already; name another folder or remove it")
-            self._staged.mkdir(parents=True)
+            parent.mkdir(parents=True, exist_ok=True)
+            remove_left(parent, self._folder.name)
+            self._staged, self._held = stage(parent, self._folder.name)
         except (OSError, ValueError) as error:
             raise StorageError(f"{parent}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
@@ -69,6 +70,7 @@ class PackWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self._staged, ignore_errors=True)
+        self._held.close()
 
     def add(self, unit: Unit, source: int) -> None:
         """Add documents that stay together; ``source`` is the number of their file in what `finish` is given.
