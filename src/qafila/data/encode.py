@@ -6,6 +6,7 @@ import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -189,14 +190,20 @@ class TextEncoder(Encoder):
         return ids
 
     def split(self, ids: list[int]) -> list[Unit]:
-        """Documents of at most a row; what is too short to have a target is dropped."""
+        """Documents of at most a row; a text too short to have a target is dropped.
+
+        Where one token (the EOS) would be left alone behind whole rows, the last cut is made one token earlier.
+        """
         sequence, over = self.settings.sequence, self.settings.overlong
         if len(ids) > sequence and over == "skip":
             raise self._overlong(len(ids))
         whole = np.array(ids[:sequence] if over == "truncate" else ids, dtype=np.uint32)
         units: list[Unit] = []
-        for start in range(0, len(whole), sequence):
-            piece = whole[start : start + sequence]
+        cuts = [*range(0, len(whole), sequence), len(whole)]
+        if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
+            cuts[-2] -= 1
+        for start, end in pairwise(cuts):
+            piece = whole[start:end]
             if len(piece) > 1:
                 mask = np.ones(len(piece), dtype=np.bool_)
                 mask[0] = False
