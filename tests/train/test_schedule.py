@@ -9,7 +9,7 @@ import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from qafila.train.recipe import ScheduleSection
-from qafila.train.schedule import learning_rate_factor
+from qafila.train.schedule import learning_rate_factor, short_of_warmup
 
 
 @pytest.mark.parametrize(("kind", "final"), [("cosine", 0.1), ("linear", 0.0)])
@@ -40,6 +40,16 @@ def test_published_ends() -> None:
     assert 8e-5 * learning_rate_factor(largest, 1_199_999, 1_200_000) == pytest.approx(8e-7)
     code = ScheduleSection(kind="cosine", warmup=1000, final=1 / 30)
     assert learning_rate_factor(code, 124_999, 125_000) == pytest.approx(1 / 30)
+
+
+@pytest.mark.parametrize(("warmup", "steps", "told"), [(100, 40, True), (40, 40, False), (0.5, 1, False)])
+    ("warmup", "steps", "told"), [(100, 40, True), (40, 40, False), (0.5, 1, False), (0, 3, False)]
+)
+def test_a_warm_up_longer_than_the_run_is_told(warmup: float, steps: int, told: bool) -> None:
+    message = short_of_warmup(ScheduleSection(warmup=warmup), steps)
+    assert (message is not None) == told
+    if message is not None:
+        assert message.startswith("schedule.warmup: 100 steps of warm-up, and the run has 40")
 
 
 def test_stable_then_decay() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from qafila.data.batch import Batch
 from qafila.data.loader import Loader, Source
-from qafila.errors import DataError, TrainingError, UsageError
+from qafila.errors import DataError, FormatError, TrainingError, UsageError
 from qafila.train import evaluate, plots
 from qafila.train.card import write_card
 from qafila.train.checkpoint import Checkpoints
@@ -28,7 +28,7 @@ from qafila.train.recipe import Recipe
 from qafila.train.report import Reporter, Silent
 from qafila.train.run_folder import MetricsLog, RunFolder
 from qafila.train.save import save_model
-from qafila.train.schedule import learning_rate_factor
+from qafila.train.schedule import learning_rate_factor, short_of_warmup
 from qafila.train.signals import StopRequest, stopping
 from qafila.train.sources import NamedPack, Packs, find_packs
 from qafila.train.subject import Subject, find_subject, start_device
@@ -106,6 +106,8 @@ class Run:
         self.device = start_device(recipe)
         loader = self._loader(packs.train)
         self.steps = total_steps(recipe, loader)
+        if (told := short_of_warmup(recipe.schedule, self.steps)) is not None:
+            reporter.warn(told)
         self.validation = self._validation_batches()
         bits = recipe.objective == "pretrain" and self.validation
         self._text_bytes = evaluate.bytes_of_targets(self.validation, subject.tokenizer) if bits else None
@@ -236,8 +238,15 @@ class Run:
             self.reporter.note("no checkpoint yet: starting from the beginning")
             return
         state = self._state()  # its tensors are the weights' own memory, and are filled in place
-        self.checkpoints.load(state, found)
-        self.trainer.load_state_dict(state)
+        try:
+            self.checkpoints.load(state, found)
+            self.trainer.load_state_dict(state)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(
+                found.path,
+                f"is of another form than this version's ({type(error).__name__}: {error}); go on with the version of "
+                "Qafila that wrote it, or start the run again with --force",
+            ) from None
         self.reporter.note(f"resumed at step {self.trainer.step} of {self.steps}")
 
     def _save(self) -> None:

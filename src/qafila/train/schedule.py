@@ -36,3 +36,13 @@ def warmup_steps(section: ScheduleSection, steps: int) -> int:
     """Steps of warm-up: a number of them, or a share of all."""
     wanted = section.warmup if section.warmup >= 1 else section.warmup * steps
     return min(steps, math.ceil(wanted))
+
+
+def short_of_warmup(section: ScheduleSection, steps: int) -> str | None:
+    """What to tell of a warm-up that is longer than the run; None where it is not."""
+    if section.warmup <= steps:
+        return None
+    return (
+        f"schedule.warmup: {section.warmup:g} steps of warm-up, and the run has {steps}: the warm-up is cut to those, "
+        "and nothing comes after it; lower it, or give a share below 1"
+    )
