@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from qafila.errors import ChatError
 from qafila.text import formats
 from qafila.text.chat_format import ChatFormat, append_only
-from qafila.text.formats import FORMATS, CodeLlamaInfill, chat_format, detect_format
+from qafila.text.format_templates import format_template
+from qafila.text.formats import FORMATS, CodeLlamaInfill, chat_format, detect_format, template_of
 from qafila.text.messages import ImagePart, Message, TextPart, ToolCall, ToolSchema
+from qafila.text.template import TemplateFormat
 from qafila.text.tokenizer import Tokenizer
 
 DATE = datetime.date(2024, 9, 21)
@@ -498,3 +500,53 @@ def test_known_templates_are_what_rendering_them_finds(monkeypatch: pytest.Monke
     monkeypatch.setattr(formats, "_KNOWN_TEMPLATES", {})
     for template, name in known.items():
         assert detect_format(template, byte_tokenizer.chatml()).name == name
+
+
+def spoken(chat: ChatFormat, messages: list[Message], **options: object) -> str:
+    """What a format writes, without the spaces that SentencePiece puts in front of what is encoded on its own."""
+    text = shown(chat, messages, **options)
+    return text.replace(" ", "") if "<s>" in text else text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_template_of_a_format_writes_its_text_and_opens_as_it(name: str) -> None:
+    chat = make(name)
+    template = format_template(name, chat.tokenizer)
+    own = TemplateFormat(template, chat.tokenizer)
+    talk = [Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "It's \\n كيف؟\nTwo lines.")]
+    system = [] if name == "koala" else [[Message("system", "Be brief."), *talk], [Message("system", "Kurz."), *USER]]
+    for messages in (USER, talk, *system):
+        assert spoken(own, messages) == spoken(chat, messages)
+    ended = [*talk, Message("assistant", "Well.")]
+    assert spoken(own, ended, add_generation_prompt=False) == spoken(chat, ended, add_generation_prompt=False)
+    opened = detect_format(template, chat.tokenizer)
+    assert (type(opened), opened.name) == (type(chat), name)
+    assert opened.render(talk).ids == chat.render(talk).ids
+    assert opened.stop_strings == chat.stop_strings
+
+
+@pytest.mark.parametrize("name", ["chatml", "smollm2"])
+def test_the_template_of_chatml_writes_tools(name: str) -> None:
+    chat = make(name)
+    call = Message("assistant", "", tool_calls=(ToolCall("c0", "get_weather", {"city": "فاس"}),))
+    messages = [*USER, call, Message("tool", "warm", tool_call_id="c0", name="get_weather")]
+    own = TemplateFormat(format_template(name, chat.tokenizer), chat.tokenizer)
+    for said in (messages, [Message("system", "Be brief."), *messages]):
+        assert shown(own, said, tools=[WEATHER]) == shown(chat, said, tools=[WEATHER])
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("chatml", "smollm2")])
+def test_templates_without_tools_refuse_them(name: str) -> None:
+    own = TemplateFormat(format_template(name, make(name).tokenizer), make(name).tokenizer)
+    with pytest.raises(ChatError, match="has no tools"):
+        own.render(USER, tools=[WEATHER])
+
+
+def test_a_template_that_gives_the_format_stays() -> None:
+    tokenizer = byte_tokenizer.chatml()
+    theirs = next(iter(formats._KNOWN_TEMPLATES))
+    assert template_of("smollm2", tokenizer, theirs) == theirs
+    changed = template_of("chatml", tokenizer, theirs)
+    assert detect_format(changed, tokenizer).name == "chatml"
+    assert changed == format_template("chatml", tokenizer)
+    assert template_of("smollm2", tokenizer, "{% broken") == format_template("smollm2", tokenizer)

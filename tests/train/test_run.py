@@ -16,15 +16,23 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from qafila import Llama
-from qafila.cli.train_report import figures
+from qafila.cli.train_report import figures, validation_figures
+from qafila.data.encode import CHOSEN
+from qafila.data.shards import Pack
 from qafila.errors import DataError, FormatError, TrainingError, UsageError
+from qafila.text.formats import detect_format
+from qafila.text.messages import Message
 from qafila.text.text_sources import TextSource
+from qafila.text.tokenizer import load_tokenizer
 from qafila.text.train_tokenizer import train_tokenizer
+from qafila.train.loop import Trainer
 from qafila.train.recipe import check_recipe
 from qafila.train.report import Silent
 from qafila.train.run import Result, train
+from qafila.train.subject import find_subject
 from qafila.weights.load import open_checkpoint
 from qafila.weights.model_card import model_card
 from qafila.weights.run_card import read_run_card
@@ -68,6 +76,8 @@ def recipe_of(objective: str, data: str, /, **tables: Any) -> Any:
     }
     for name, table in tables.items():
         raw[name] = {**raw[name], **table} if isinstance(raw.get(name), dict) else table
+    if "base" in raw["model"]:
+        raw["model"] = {key: raw["model"][key] for key in raw["model"] if key not in ("shape", "tokenizer")}
     return check_recipe(raw, "recipe")
 
 
@@ -284,6 +294,121 @@ def test_a_run_of_an_older_recipe_goes_on(world: Path, tmp_path: Path) -> None:
     (folder / "recipe.json").write_text(json.dumps(raw | {"later": 1}), encoding="utf-8")
     with pytest.raises(FormatError, match=r"recipe\.json: is damaged, or of another version; start the run again"):
         train(recipe, beside=world, out=tmp_path, resume=True)
+
+
+def test_a_warm_up_that_does_not_fit_the_run_is_told(world: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    recipe = recipe_of("sft", "chats.jsonl", schedule={"warmup": 50}, train={"steps": 1, "batch": 4})
+    train(recipe, beside=world, out=tmp_path, reporter=watch)
+    assert any("schedule.warmup: 50 steps of warm-up, and the run has 1" in text for text in watch.warnings)
+
+
+@pytest.mark.parametrize("lost", ["loader/taken", "optimizer"])
+def test_a_checkpoint_of_another_form_is_told_on_one_line(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    recipe = recipe_of("sft", "chats.jsonl", train={"steps": 2, "batch": 4})
+    folder = train(recipe, beside=world, out=tmp_path).folder
+    whole = Trainer.load_state_dict
+
+    def without(trainer: Trainer, state: dict[str, Any]) -> None:
+        place, keys = state, lost.split("/")
+        for key in keys[:-1]:
+            place = place[key]
+        del place[keys[-1]]
+        whole(trainer, state)
+
+    monkeypatch.setattr(Trainer, "load_state_dict", without)
+    with pytest.raises(FormatError) as caught:
+        train(recipe, beside=world, out=tmp_path, resume=True)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert str(folder / "checkpoints" / "step-") in told
+    assert f"is of another form than this version's (KeyError: '{lost.split('/')[-1]}'); go on with" in told
+
+
+TALK = [Message("user", "Say 3"), Message("assistant", LINES[0]), Message("user", "السلام عليكم")]
+
+
+@pytest.mark.parametrize("name", ["vicuna", "alpaca", "smollm2"])
+def test_a_named_format_is_the_saved_model_s(world: Path, tmp_path: Path, name: str) -> None:
+    """A tokenizer of ChatML: without a template in the saved model, it would be taken for one of ChatML."""
+    one = {"train": {"steps": 1, "batch": 4}, "data": {"sequence": 256}}
+    recipe = recipe_of("sft", "chats.jsonl", model={"format": name}, **one)
+    trained = find_subject(recipe, world).chat
+    assert trained is not None
+    folder = train(recipe, beside=world, out=tmp_path).folder
+    with Llama.load(folder, threads=1) as llama:
+        assert llama.format.name == name
+        assert llama.format.render(TALK).ids == trained.render(TALK).ids
+        assert set(trained.stop_ids) <= set(llama.checkpoint.generation.stop_ids)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": m.role, "content": m.text} for m in TALK]
+    text = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == trained.tokenizer.decode(trained.render(TALK).ids)
+
+    # An adapter's folder carries it for the base that it sits on, which has another.
+    base = {"base": str(folder), "format": "koala"}
+    adapter = recipe_of("sft", "chats.jsonl", model=base, adapter={"rank": 2}, name="onit", **one)
+    named = find_subject(adapter, world).chat
+    assert named is not None
+    folder = train(adapter, beside=world, out=tmp_path).folder
+    with Llama.load(folder, threads=1) as llama:
+        assert llama.format.name == "koala"
+        assert llama.format.render(TALK).ids == named.render(TALK).ids
+
+
+def test_conversations_leave_a_template_and_texts_none(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer" / "chat_template.jinja").unlink()
+    one = {"train": {"steps": 1, "batch": 4}}
+    learned = train(recipe_of("sft", "chats.jsonl", **one), beside=tmp_path / "bare", out=tmp_path / "a").folder
+    template = (learned / "chat_template.jinja").read_text(encoding="utf-8")
+    assert detect_format(template, load_tokenizer(learned)).name == "chatml"
+    raw = train(recipe_of("pretrain", "texts.jsonl", **one), beside=tmp_path / "bare", out=tmp_path / "b").folder
+    assert open_checkpoint(raw).chat_template is None
+
+
+def test_a_reward_model_tells_its_ratings_apart_and_opens_in_transformers(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "tokenizer", tmp_path / "tokenizer")
+    records = [json.loads(line) for line in (world / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rated = [{**record, "margin": (0.0, 1 / 3, 1.0)[i % 3]} for i, record in enumerate(records)]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rated), encoding="utf-8")
+    recipe = recipe_of("reward", "", data={"train": [{"path": "rated.jsonl"}], "validation": [{"path": "rated.jsonl"}]})
+    result = train(recipe, beside=tmp_path, out=tmp_path / "runs")
+    found = dict(result.validation)
+    by_margin = [found[f"accuracy at margin {name}"] for name in ("0", "to 1/3", "to 1")]
+    assert sum(n * a for n, a in zip((14, 13, 13), by_margin, strict=True)) / 40 == pytest.approx(found["accuracy"])
+    assert not [key for key in found if key.startswith(("pairs at", "right at"))]
+    assert f"margin to 1/3: {100 * by_margin[1]:.1f}%" in validation_figures({"validation": found})
+
+    # What transformers scores is what was trained: measured on the same pairs, each answer by itself.
+    folder = result.folder / "reward"
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    assert theirs.config.num_labels == 1
+    assert float(theirs.score.weight.detach().abs().max()) > 0
+    with torch.no_grad():
+        packed = next(p for p in (result.folder / "packs").iterdir())
+        pack = Pack.open(packed)
+        losses_of: list[float] = []
+        right = 0
+        for number in range(len(pack)):
+            row = pack.row(number)
+            ends = row.lengths.cumsum().tolist()
+            scores = [
+                float(theirs(torch.from_numpy(row.ids[end - length : end].astype("int64"))[None]).logits)
+                for end, length in zip(ends, row.lengths.tolist(), strict=True)
+            ]
+            for i, kind in enumerate(row.kinds.tolist()):
+                if kind == CHOSEN:
+                    difference = scores[i] - scores[i + 1]
+                    losses_of.append(math.log1p(math.exp(float(row.margins[i]) - difference)))
+                    right += difference > 0
+    assert len(losses_of) == 40
+    assert sum(losses_of) / 40 == pytest.approx(found["loss"], rel=1e-4)
+    assert right / 40 == pytest.approx(found["accuracy"])
+    card = model_card("tiny", open_checkpoint(result.folder), read_run_card(result.folder))
+    assert "AutoModelForSequenceClassification" in card
 
 
 def test_packs_of_two_templates_are_not_mistaken_for_each_other(world: Path, tmp_path: Path) -> None:

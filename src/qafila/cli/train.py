@@ -67,7 +67,7 @@ def _answer(folder: Path, prompts: Sequence[str], *, chat: str | None, max_token
     """Answers of the native engine: what `qafila chat` would show."""
     from qafila.chat.llama import Llama
 
-    with Llama.load(folder, format=chat) as llama:
+    with Llama.load(folder) as llama:  # which carries the format that it learns
         found = []
         for prompt in prompts:
             if chat is None:

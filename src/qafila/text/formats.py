@@ -10,6 +10,7 @@ from typing import Any
 
 from qafila.errors import ChatError
 from qafila.text.chat_format import ChatFormat
+from qafila.text.format_templates import format_template, named_by
 from qafila.text.formats_derivatives import (
     SMOLLM2_SYSTEM,
     SMOLLM2_TEMPLATE,
@@ -24,7 +25,7 @@ from qafila.text.formats_llama2 import CodeLlama70BFormat, CodeLlamaFormat, Code
 from qafila.text.messages import Message, ToolCall, ToolSchema
 from qafila.text.tokenizer import Tokenizer
 
-__all__ = ["FORMATS", "ChatFormat", "CodeLlamaInfill", "chat_format", "detect_format"]
+__all__ = ["FORMATS", "ChatFormat", "CodeLlamaInfill", "chat_format", "detect_format", "template_of"]
 
 FORMATS: Mapping[str, Callable[..., ChatFormat]] = MappingProxyType(
     {
@@ -81,7 +82,7 @@ def detect_format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
     Returns:
         The format of ours that gives the template's very tokens on a set of conversations, with and without tools,
         system text and answers; the template itself (``TemplateFormat``) where there is none. Without a template, the
-        format that the special tokens belong to.
+        format that the special tokens belong to. A template that `template_of` wrote gives the format it was made of.
 
     Raises:
         ChatError: no template, and no special tokens of a chat format: a base model; or a template that is none.
@@ -94,6 +95,9 @@ def detect_format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
             "chat: the checkpoint has no chat template and its tokenizer no tokens of a chat format; "
             f"name a format ({', '.join(FORMATS)}) or complete text instead of chatting"
         )
+    ours = named_by(template)
+    if ours is not None:
+        return chat_format(ours, tokenizer)
     known = _KNOWN_TEMPLATES.get(template)
     if known is not None and not tokenizer.add_bos:
         found = next((candidate for candidate in candidates if candidate.name == known), None)
@@ -103,6 +107,27 @@ def detect_format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
 
     own = TemplateFormat(template, tokenizer)
     return next((candidate for candidate in candidates if _equal(candidate, own)), own)
+
+
+def template_of(name: str, tokenizer: Tokenizer, own: str | None) -> str:
+    """The template that a model carries which was trained with the format of that name.
+
+    Args:
+        name: one of ``FORMATS``.
+        tokenizer: the model's.
+        own: the template it had before; it stays where it gives the format's very tokens.
+
+    Raises:
+        ChatError: there is no such format.
+    """
+    named = chat_format(name, tokenizer)
+    if own is not None:
+        try:
+            if _equal(named, detect_format(own, tokenizer)):
+                return own
+        except ChatError:
+            pass  # a template that is none, or a tokenizer without the format's tokens: training said so already
+    return format_template(name, tokenizer)
 
 
 def _candidates(tokenizer: Tokenizer) -> list[ChatFormat]:

@@ -101,7 +101,7 @@ class ChatMLFormat(ChatFormat):
         if messages[0].role == "system":
             system, rest = messages[0].text, messages[1:]
         if tools:
-            listed = _CHATML_TOOLS.format("\n".join(json.dumps(tool.to_dict(), ensure_ascii=False) for tool in tools))
+            listed = CHATML_TOOLS.format("\n".join(json.dumps(tool.to_dict(), ensure_ascii=False) for tool in tools))
             system = listed if system is None else f"{system}\n\n{listed}"
         return rest if system is None else [Message("system", system), *rest]
 
@@ -187,7 +187,7 @@ class AlpacaFormat(_PlainTextFormat):
         instruction, given = _instruction_and_input(message)
         introduction = "\n\n"
         if first:
-            default = _ALPACA if given is None else _ALPACA_INPUT
+            default = ALPACA if given is None else ALPACA_INPUT
             introduction = (default if system is None else system) + "\n\n"
         middle = "" if given is None else f"### Input:\n{given}\n\n"
         return f"{introduction}### Instruction:\n{instruction}\n\n{middle}### Response:"
@@ -215,7 +215,7 @@ class DollyFormat(_PlainTextFormat):
 
     def _prompt(self, message: Message, *, first: bool, system: str | None) -> str:
         instruction, given = _instruction_and_input(message)
-        introduction = ((_ALPACA if system is None else system) if first else "") + "\n\n"
+        introduction = ((ALPACA if system is None else system) if first else "") + "\n\n"
         middle = "" if given is None else f"Input:\n{given}\n\n"
         return f"{introduction}### Instruction:\n{instruction}\n\n{middle}### Response:\n"
 
@@ -249,7 +249,7 @@ class VicunaFormat(_PlainTextFormat):
         return ("USER:",)
 
     def _prompt(self, message: Message, *, first: bool, system: str | None) -> str:
-        introduction = f"{_VICUNA if system is None else system} " if first else ""
+        introduction = f"{VICUNA if system is None else system} " if first else ""
         return f"{introduction}USER: {message.text} ASSISTANT:"
 
     def _answer_text(self, text: str) -> str:
@@ -281,16 +281,16 @@ def _instruction_and_input(message: Message) -> tuple[str, str | None]:
 
 
 _DOLLY_END = "### End"
-_ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-_ALPACA_INPUT = (
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+ALPACA_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-_VICUNA = (
+VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-_CHATML_TOOLS = """You may call one or more of these functions:
+CHATML_TOOLS = """You may call one or more of these functions:
 <tools>
 {}
 </tools>

@@ -35,7 +35,8 @@ class ModelSection(Section):
     tokenizer: str | None = None
     """For a new model: where its tokenizer is (a model, a folder, or a file)."""
     format: str | None = None
-    """Chat format by name; by default the checkpoint's own, for a new model `chatml` where its tokens are there."""
+    """Chat format by name; by default the checkpoint's own, for a new model `chatml` where its tokens are there.
+    The trained model carries it."""
     rope_theta: float | None = Field(default=None, gt=0)
     """Another base of the rotary frequencies (Code Llama's long context: 1e6)."""
     context_length: int | None = Field(default=None, ge=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from qafila.model.llama import LlamaModel
 from qafila.quant.dtypes import DType
+from qafila.train.run_folder import write_whole
 from qafila.train.subject import Subject
 from qafila.weights.export import export
+from qafila.weights.hf_generation import generation_to_hf
 from qafila.weights.load import Checkpoint
 from qafila.weights.tensor import LazyTensor
 from qafila.weights.tensor import Tensor as WeightTensor
@@ -48,6 +51,10 @@ def _save_adapter(subject: Subject, model: LlamaModel, folder: Path) -> None:
         path = Path(source)
         if path.exists():
             source = str(path.resolve())
+    if subject.chat_template is not None and subject.chat_template != subject.checkpoint.chat_template:
+        write_whole(folder / "chat_template.jinja", subject.chat_template)
+        settings = json.dumps(generation_to_hf(subject.generation), indent=2) + "\n"
+        write_whole(folder / "generation_config.json", settings)
     adapter = adapter_of(model, subject.recipe.adapter, base_name=source)
     write_adapter(folder, adapter, source)
 
@@ -55,7 +62,14 @@ def _save_adapter(subject: Subject, model: LlamaModel, folder: Path) -> None:
 def checkpoint_of(subject: Subject, state: Mapping[str, Tensor]) -> Checkpoint:
     """The checkpoint of trained weights, with the subject's tokenizer, template and settings."""
     tensors = {name: lazy_tensor(name, tensor) for name, tensor in state.items()}
-    return replace(subject.checkpoint, tensors=tensors, vision_tensors={}, format="hf")
+    return replace(
+        subject.checkpoint,
+        tensors=tensors,
+        vision_tensors={},
+        format="hf",
+        chat_template=subject.chat_template,
+        generation=subject.generation,
+    )
 
 
 def lazy_tensor(name: str, tensor: Tensor) -> LazyTensor:

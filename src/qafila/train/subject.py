@@ -20,7 +20,7 @@ from qafila.model.llama import LlamaModel
 from qafila.model.load import load_model
 from qafila.parameters import parameter_shapes
 from qafila.text.chat_format import ChatFormat
-from qafila.text.formats import chat_format, detect_format
+from qafila.text.formats import chat_format, detect_format, template_of
 from qafila.text.tokenizer import Tokenizer, load_tokenizer
 from qafila.train.recipe import Recipe
 from qafila.train.recompute import recompute_layers
@@ -67,6 +67,25 @@ class Subject:
             if self.checkpoint.chat_template is not None:
                 raise
             return None
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """What the trained model carries, so that it opens with the format that it was trained in.
+
+        The checkpoint's own template, unless the recipe names another format, or conversations were learned in one that
+        the checkpoint has no template of.
+        """
+        own, named = self.checkpoint.chat_template, self.recipe.model.format
+        if named is None and own is None and self.chat is not None and self.recipe.objective not in ("pretrain", "fim"):
+            named = self.chat.name
+        return own if named is None else template_of(named, self.tokenizer, own)
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """What the trained model carries: the checkpoint's settings, and the ends of the format that it learned."""
+        if self.chat_template == self.checkpoint.chat_template:
+            return self.checkpoint.generation
+        return replace(self.checkpoint.generation, stop_ids=self.end_ids)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
