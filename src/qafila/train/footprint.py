@@ -40,10 +40,10 @@ def footprint(
 ) -> Estimate:
     """Memory of the process that needs the most.
 
-    Bytes a trained parameter: weights and gradients as wide as the precision, float32 master weights (4) with
-    ``bfloat16``, and the optimiser: AdamW's moments 8 (4 with ``bfloat16-stochastic``), in 8 bits 2; Muon's matrices 4.
-    With ``bfloat16`` under FSDP or on a CPU the weights are their own float32 masters and gradients are float32 (the
-    same 16 bytes with AdamW); under FSDP gathered layers are bfloat16: two of them at a time, or all with
+    Bytes a trained parameter: weights and gradients as wide as the precision, and the optimiser: AdamW's moments 8 (4
+    with ``bfloat16-stochastic``), in 8 bits 2; Muon's matrices 4. With ``bfloat16`` gradients are float32, and so are
+    master weights: beside the bfloat16 ones on one GPU (18 bytes with AdamW), and under FSDP or on a CPU in their place
+    (16 bytes); under FSDP gathered layers are bfloat16: two of them at a time, or all with
     ``reshard_after_forward = false``. An adapter and its gradients are float32 in any case.
 
     Activations: a layer keeps 4D + 2HN + 2KN + 3F values for each of its T tokens, as wide as the arithmetic (the
@@ -111,7 +111,8 @@ def _memory(
         parts["weights"] = width * trained
         if masters:
             parts["master weights"] = 4 * trained
-        parts["gradients"] = width * trained
+        # Those of many micro-batches are added up in float32, but with random rounding (`qafila.train.optim`).
+        parts["gradients"] = (4 if masters else width) * trained
     parts["optimizer"] = _moments(recipe, config, part) / split
     if recipe.objective == "dpo" and not adapted:
         parts["reference"] = width * held / (layout.shard * layout.context)
