@@ -116,3 +116,14 @@ def test_reward_is_its_formula(batch: DeviceBatch) -> None:
     assert float(objective.evaluate(model, batch)["accuracy"]) == sum(x > 0 for x in differences)
     loss.total.backward()
     assert head.score.grad is not None
+    sums = objective.evaluate(model, batch)
+    assert {key: float(value) for key, value in sums.items() if key.startswith("pairs at ")} == {
+        "pairs at margin 0": 0.0,
+        "pairs at margin to 1/3": 1.0,
+        "pairs at margin to 2/3": 0.0,
+        "pairs at margin to 1": 1.0,
+        "pairs at margin to 2": 0.0,
+        "pairs at margin above 2": 0.0,
+    }
+    assert float(sums["right at margin to 1"]) == (differences[0] > 0)
+    assert float(sums["right at margin to 1/3"]) == (differences[1] > 0)

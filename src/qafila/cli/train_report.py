@@ -112,6 +112,9 @@ def validation_figures(line: Mapping[str, Any]) -> str:
         parts.append(f"{found['bits_per_byte']:.3f} bits per byte")
     if "accuracy" in found:
         parts.append(f"accuracy {100 * found['accuracy']:.1f}%")
+    for key, value in found.items():
+        if key.startswith("accuracy at "):
+            parts.append(f"{key.removeprefix('accuracy at ')}: {100 * value:.1f}%")
     if "ends_met" in found:
         parts.append(f"would stop at {100 * found['ends_met']:.0f}% of the ends")
     return "  ".join(parts)

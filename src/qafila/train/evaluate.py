@@ -29,6 +29,7 @@ def measure(trainer: Trainer, batches: Sequence[Batch], text_bytes: int | None) 
     found = trainer.validate(batches)
     if not found:
         return {}
+    found |= _by_margin(found)
     ends, met = found.pop("ends", 0.0), found.pop("ends_met", 0.0)
     if ends:
         found["ends_met"] = met / ends
@@ -38,6 +39,17 @@ def measure(trainer: Trainer, batches: Sequence[Batch], text_bytes: int | None) 
     if trainer.objective.per_token:
         found["perplexity"] = math.exp(min(found["loss"], 700.0))
     return found
+
+
+def _by_margin(found: dict[str, float]) -> dict[str, float]:
+    """Takes the counts of pairs out of ``found``; gives the accuracy of each range of margins that there are pairs of.
+
+    Where all pairs are of one range, its accuracy is that of all, and nothing is given.
+    """
+    counted = {key.removeprefix("pairs at "): found.pop(key) for key in list(found) if key.startswith("pairs at ")}
+    right = {name: found.pop(f"right at {name}") for name in counted}
+    told = {f"accuracy at {name}": right[name] / pairs for name, pairs in counted.items() if pairs}
+    return told if len(told) > 1 else {}
 
 
 def bytes_of_targets(batches: Sequence[Batch], tokenizer: Tokenizer) -> int:

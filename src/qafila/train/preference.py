@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,11 @@ from qafila.data.encode import CHOSEN, REJECTED
 from qafila.model.llama import LlamaModel
 from qafila.train.loss import IGNORED, chunked_logprobs
 from qafila.train.objective import DeviceBatch, Loss
+
+
+MARGINS: Final = ("margin 0", "margin to 1/3", "margin to 2/3", "margin to 1", "margin to 2", "margin above 2")
+"""Ranges of margins that accuracy is told for: each rating of both of Llama 2's scales has one of its own (table 27)."""
+_EDGES: Final = (1e-6, 1 / 3 + 1e-6, 2 / 3 + 1e-6, 1 + 1e-6, 2 + 1e-6)
 
 
 def pairs(batch: DeviceBatch) -> list[int]:
@@ -131,9 +137,29 @@ class Reward(_OfPairs):
 
     head: RewardHead
 
-    def _loss(self, model: LlamaModel, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _differences(self, model: LlamaModel, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
+        """By how much each pair's chosen answer is scored better, and by how much people found it better."""
         scores = self.head(model, batch)
         chosen = torch.tensor(pairs(batch), device=scores.device)
         margins = torch.tensor(batch.margins, device=scores.device)[chosen]
-        difference = scores[chosen] - scores[chosen + 1]
+        return scores[chosen] - scores[chosen + 1], margins
+
+    def _loss(self, model: LlamaModel, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        difference, margins = self._differences(model, batch)
         return _told(-F.logsigmoid(difference - margins), difference)
+
+    @torch.no_grad()
+    def evaluate(self, model: LlamaModel, batch: DeviceBatch) -> Mapping[str, Tensor]:
+        """The sums of `_OfPairs.evaluate`, and for each range of margins its pairs and those of them told right.
+
+        All ranges are always there, so that several processes add up the same figures. Llama 2 reports accuracy by
+        rating too (arXiv 2307.09288, table 8).
+        """
+        difference, margins = self._differences(model, batch)
+        sums = _told(-F.logsigmoid(difference - margins), difference)[1]
+        bins = torch.bucketize(margins, torch.tensor(_EDGES, device=margins.device))
+        for number, name in enumerate(MARGINS):
+            of_range = bins == number
+            sums[f"pairs at {name}"] = of_range.sum()
+            sums[f"right at {name}"] = (of_range & (difference > 0)).sum()
+        return sums

@@ -28,6 +28,7 @@ def save_model(subject: Subject, model: LlamaModel, folder: Path) -> None:
     """Leave the trained model in the run's folder: a Hugging Face model, or a PEFT adapter that names its base.
 
     Every file is written beside its place and moved; the configuration, by which a folder is known to be a model, last.
+    A reward model leaves its head in a folder of its own besides (`qafila.train.reward_export`).
     """
     if subject.recipe.adapter is not None:
         _save_adapter(subject, model, folder)
@@ -38,6 +39,10 @@ def save_model(subject: Subject, model: LlamaModel, folder: Path) -> None:
     for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(folder / file.name)
     staged.rmdir()
+    if subject.recipe.objective == "reward":
+        from qafila.train.reward_export import save_reward_model
+
+        save_reward_model(subject, model.state_dict()["reward_head.score"], folder)
 
 
 def _save_adapter(subject: Subject, model: LlamaModel, folder: Path) -> None:

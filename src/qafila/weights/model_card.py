@@ -20,6 +20,11 @@ _LLAMA_LICENCES: Final = (
     ("llama2", "Llama 2 Community License", "https://ai.meta.com/llama/license/", "llama2"),
 )
 _NONCOMMERCIAL: Final = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
+_REWARD: Final = (
+    "Trained as a reward model. Its scores come from the folder `reward` in the folder of the run, which transformers "
+    "opens as `AutoModelForSequenceClassification` with one label: the logit of a whole conversation, written in the "
+    "model's chat template and read at its last token, is its score."
+)
 _DASH: Final = "—"
 
 
@@ -54,6 +59,8 @@ def model_card(name: str, checkpoint: Checkpoint, run: RunCard | None, *, licenc
     if run is not None:
         parts += _data(run.data) + _recipe(run) + _result(run.result)
     parts += ["## Use", "", "```sh", "qafila chat .", "```", ""]
+    if run is not None and run.of_recipe("objective") == "reward":
+        parts += [_REWARD, ""]
     return "\n".join(parts)
 
 
