@@ -43,8 +43,6 @@ def test_published_ends() -> None:
 
 
 @pytest.mark.parametrize(("warmup", "steps", "told"), [(100, 40, True), (40, 40, False), (0.5, 1, False)])
-    ("warmup", "steps", "told"), [(100, 40, True), (40, 40, False), (0.5, 1, False), (0, 3, False)]
-)
 def test_a_warm_up_longer_than_the_run_is_told(warmup: float, steps: int, told: bool) -> None:
     message = short_of_warmup(ScheduleSection(warmup=warmup), steps)
     assert (message is not None) == told

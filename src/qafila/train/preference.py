@@ -20,9 +20,8 @@ from qafila.model.llama import LlamaModel
 from qafila.train.loss import IGNORED, chunked_logprobs
 from qafila.train.objective import DeviceBatch, Loss
 
-
 MARGINS: Final = ("margin 0", "margin to 1/3", "margin to 2/3", "margin to 1", "margin to 2", "margin above 2")
-"""Ranges of margins that accuracy is told for: each rating of both of Llama 2's scales has one of its own (table 27)."""
+"""Ranges of margins that accuracy is told for: each rating of both of Llama 2's scales has its own (table 27)."""
 _EDGES: Final = (1e-6, 1 / 3 + 1e-6, 2 / 3 + 1e-6, 1 + 1e-6, 2 + 1e-6)
 
 
