@@ -48,6 +48,8 @@ def test_pack_show_and_verify(tmp_path: Path, examples: Path, capsys: pytest.Cap
     run("show", pack, "--json")
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert [piece["learned"] for piece in first["pieces"]] == [False, True]
+    assert first["source"] == str(examples)
+    assert f" learned, from {examples}\n" in shown
     run("verify", pack, "--tokenizer", "default")
     assert f"{pack}: whole (1 files, " in capsys.readouterr().out
     shard = next(pack.glob("*.bin"))

@@ -120,8 +120,8 @@ def show(
         raise UsageError(f"--from {start}: {folder} has {len(data):,} rows, numbered from 0")
     with direction_from_text():
         for number in range(start, min(start + rows, len(data))):
-            for document in _documents(data.row(number)):
-                _show(opened, number, document, as_json=as_json)
+            for document, source in _documents(data.row(number)):
+                _show(opened, number, document, data.manifest.sources[source].path, as_json=as_json)
 
 
 @command.command()
@@ -239,8 +239,8 @@ def _summary(manifest: Manifest) -> str:
     )
 
 
-def _documents(row: Row) -> Iterator[tuple[list[int], list[bool], int, float]]:
-    """Ids, mask, kind and margin of the documents of a row, without its unused end."""
+def _documents(row: Row) -> Iterator[tuple[tuple[list[int], list[bool], int, float], int]]:
+    """Ids, mask, kind and margin of the documents of a row, each with its source, without the row's unused end."""
     from qafila.data.shards import NO_SOURCE
 
     at = 0
@@ -248,14 +248,16 @@ def _documents(row: Row) -> Iterator[tuple[list[int], list[bool], int, float]]:
         row.lengths.tolist(), row.kinds.tolist(), row.margins.tolist(), row.sources.tolist(), strict=True
     ):
         if source != NO_SOURCE:
-            yield row.ids[at : at + length].tolist(), row.mask[at : at + length].tolist(), kind, margin
+            yield (row.ids[at : at + length].tolist(), row.mask[at : at + length].tolist(), kind, margin), source
         at += length
 
 
 _KINDS = ("", "chosen", "rejected")
 
 
-def _show(tokenizer: Tokenizer, row: int, document: tuple[list[int], list[bool], int, float], *, as_json: bool) -> None:
+def _show(
+    tokenizer: Tokenizer, row: int, document: tuple[list[int], list[bool], int, float], source: str, *, as_json: bool
+) -> None:
     ids, mask, kind, margin = document
     runs: list[tuple[bool, list[int]]] = []
     for token, learned in zip(ids, mask, strict=True):
@@ -266,14 +268,16 @@ def _show(tokenizer: Tokenizer, row: int, document: tuple[list[int], list[bool],
     name = _KINDS[kind] if kind < len(_KINDS) else ""
     if as_json:
         shown = [{"text": text, "learned": learned} for learned, text in pieces]
-        told = {"row": row, "tokens": len(ids), "kind": name or "plain", "margin": margin, "pieces": shown}
+        told = {"row": row, "source": source, "tokens": len(ids), "kind": name or "plain", "margin": margin}
+        told["pieces"] = shown
         print(json.dumps(told, ensure_ascii=False))
         return
+    from qafila.cli.terminal import printable
     from qafila.cli.terminal import show as write
 
     colour = sys.stdout.isatty()
     detail = f", {name}" + (f", margin {margin:g}" if margin else "") if name else ""
-    print(f"--- row {row}, {len(ids)} tokens, {sum(mask)} learned{detail}")
+    print(f"--- row {row}, {len(ids)} tokens, {sum(mask)} learned{detail}, from {printable(source)}")
     for learned, text in pieces:
         if learned:
             sys.stdout.write("\x1b[32m" if colour else "⟦")
