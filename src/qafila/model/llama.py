@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from qafila.model.cache import KVCache
 from qafila.model.mlp import MLP
 from qafila.model.moe import MoE
 from qafila.model.norm import RMSNorm
-from qafila.model.packed import PackedDocuments
+from qafila.model.packed import PackedDocuments, PackedPattern
 
 
 class SelfAttentionLayer(nn.Module):
@@ -104,12 +105,13 @@ class LlamaModel(nn.Module):
     """A Llama: token ids to logits.
 
     Its parameters have exactly the names and shapes of :func:`qafila.parameters.parameter_shapes`. A tied head is no
-    parameter of its own.
+    parameter of its own. ``pattern_of`` gives for the lengths of packed documents how they are attended to.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.pattern_of: Callable[[Sequence[int]], PackedPattern] = partial(PackedDocuments.of, config)
         self.model = Decoder(config)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -141,7 +143,7 @@ class LlamaModel(nn.Module):
             ids_1T: token ids, int64.
             documents: tokens of each document, in order; they add up to T. Positions begin at 0 in each.
         """
-        pattern = PackedDocuments.of(self.config, documents)
+        pattern = self.pattern_of(documents)
         hidden_1TD: Tensor = self.model(ids_1T, pattern.positions_T, None, None, pattern)
         return hidden_1TD
 

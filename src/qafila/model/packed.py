@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qafila.config import AttentionKind, ModelConfig
+
+
+class PackedPattern(Protocol):
+    """An `AttentionPattern` of packed documents, with the position of each token in its document (on the CPU)."""
+
+    @property
+    def positions_T(self) -> Tensor:  # noqa: N802, D102
+        ...
+
+    def attend(self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, kind: AttentionKind) -> Tensor:
+        """As `AttentionPattern` says."""
 
 
 @dataclass(frozen=True)

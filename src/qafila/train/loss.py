@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
 IGNORED: Final = -100
 """The target of a position that is not learned from."""
@@ -65,11 +66,12 @@ def chunked_cross_entropy(
         scale: a number, or a tensor of no dimensions; no gradient flows into it.
         chunk: rows of logits that exist at a time; by default about 50 MB of them on a CPU, 0.5 GB on a GPU.
         shard: where this process's rows of a head cut along the vocabulary lie; every process of its group gets the
-            whole loss and the whole gradient of ``hidden_TD``.
+            whole loss and the whole gradient of ``hidden_TD``. A DTensor that is cut so needs no ``shard``.
 
     Returns:
         A float32 scalar (float64 for float64 inputs).
     """
+    head_VD, shard = _own_rows(head_VD, shard)
     learns = torch.is_grad_enabled()
     arguments = (hidden_TD, head_VD, targets_T, scale, chunk, shard)
     wanted = (learns and hidden_TD.requires_grad, learns and head_VD.requires_grad)
@@ -90,6 +92,7 @@ def chunked_logprobs(
     Differentiable; the logits are computed again, chunk by chunk, in the backward pass. Arguments are those of
     :func:`chunked_cross_entropy`.
     """
+    head_VD, shard = _own_rows(head_VD, shard)
     logprobs_T: Tensor = _LogProbs.apply(hidden_TD, head_VD, targets_T, chunk, shard)  # type: ignore[no-untyped-call]
     return logprobs_T
 
@@ -104,6 +107,7 @@ def token_scores(
     shard: VocabularyShard | None = None,
 ) -> TokenScores:
     """Log-probability of each target, and whether no token is likelier; zero and False where the target is -100."""
+    head_VD, shard = _own_rows(head_VD, shard)
     rows = _Rows.of(hidden_TD, head_VD, targets_T, chunk, shard)
     logprobs_N = torch.zeros_like(rows.targets_N, dtype=rows.dtype)
     hits_N = torch.zeros_like(rows.targets_N, dtype=torch.bool)
@@ -113,6 +117,17 @@ def token_scores(
         logprobs_N[part] = scored.logprobs_C
         hits_N[part] = scored.hits_C
     return TokenScores(rows.spread(logprobs_N), rows.spread(hits_N))
+
+
+def _own_rows(head_VD: Tensor, shard: VocabularyShard | None) -> tuple[Tensor, VocabularyShard | None]:
+    """A head that is cut along the vocabulary as this process's rows, and where they lie."""
+    if not isinstance(head_VD, DTensor):
+        return head_VD, shard
+    assert head_VD.placements == (Shard(0),)
+    assert head_VD.shape[0] % head_VD.device_mesh.size() == 0
+    own_VD = head_VD.to_local()
+    group = head_VD.device_mesh.get_group()
+    return own_VD, VocabularyShard(group, dist.get_rank(group) * own_VD.shape[0])
 
 
 class _Scored(NamedTuple):

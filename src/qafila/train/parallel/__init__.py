@@ -1,1 +1,1 @@
-"""How a model and its batches are laid over processes."""
+"""Parallelism, applied to the plain model from outside: sharded data, tensor, context, pipeline and expert."""

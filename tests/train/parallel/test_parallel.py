@@ -1,0 +1,158 @@
+"""Every kind of parallelism on real processes (gloo): the same loss, gradients and optimiser step as one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from qafila.config import AttentionTemperature, MixtureOfExperts, ModelConfig
+from qafila.model.llama import LlamaModel
+from qafila.train.loop import OneProcess
+from qafila.train.next_token import NextToken
+from qafila.train.objective import DeviceBatch
+from qafila.train.parallel.executor import ManyProcesses, whole_state
+from qafila.train.parallel.layout import Layout
+from qafila.train.parallel.mesh import Mesh
+
+SEQUENCE = 32
+DENSE = ModelConfig(dim=32, n_layers=5, n_heads=4, n_kv_heads=4, head_dim=8, ffn_dim=48, vocab_size=64)
+MIXTURE = replace(
+    DENSE,
+    n_layers=4,
+    rope_interleaved=True,
+    moe=MixtureOfExperts(n_experts=4, top_k=2, ffn_dim=24, layer_step=2),
+    no_rope_layers=(3,),
+    attention_chunk=8,
+    qk_norm=True,
+    temperature=AttentionTemperature(floor_scale=4, attn_scale=0.1),
+)
+MODELS = {"dense": DENSE, "tied": replace(DENSE, tie_embeddings=True), "mixture": MIXTURE}
+
+KINDS = {
+    2: {
+        "fsdp": Layout(shard=2),
+        "copies": Layout(replicate=2),
+        "tensor": Layout(tensor=2),
+        "context": Layout(context=2),
+        "pipeline": Layout(pipeline=2),
+        "interleaved": Layout(pipeline=2, virtual=2),
+        "expert": Layout(shard=2, expert=2),
+    },
+    4: {
+        "fsdp": Layout(shard=4),
+        "hybrid": Layout(shard=2, replicate=2),
+        "tensor": Layout(tensor=4),
+        "tensor, fsdp": Layout(shard=2, tensor=2),
+        "context": Layout(context=4),
+        "context, fsdp": Layout(shard=2, context=2),
+        "context, tensor": Layout(context=2, tensor=2),
+        "pipeline": Layout(pipeline=4),
+        "pipeline, fsdp": Layout(pipeline=2, shard=2),
+        "interleaved, fsdp": Layout(pipeline=2, virtual=2, shard=2),
+        "pipeline, tensor": Layout(pipeline=2, tensor=2),
+        "pipeline, context": Layout(pipeline=2, context=2),
+        "expert": Layout(shard=4, expert=4),
+        "expert, fsdp": Layout(shard=4, expert=2),
+        "expert, copies": Layout(shard=2, replicate=2, expert=2),
+        "expert, tensor": Layout(shard=2, expert=2, tensor=2),
+    },
+}
+
+
+def _model(config: ModelConfig) -> LlamaModel:
+    torch.manual_seed(0)
+    model = LlamaModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 0.15)
+    return model
+
+
+def _batches() -> list[DeviceBatch]:
+    """Eight micro-batches of two rows: documents of several lengths, padding without targets."""
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for number in range(8):
+        documents = ((SEQUENCE, 5, 20, 7), (1, 30, 1, 16, 16), (12, 20, SEQUENCE))[number % 3]
+        ids = torch.randint(0, 64, (1, 2 * SEQUENCE), generator=generator)
+        targets = ids[0].roll(-1)
+        targets[torch.tensor(documents).cumsum(0) - 1] = -100
+        targets[torch.rand(2 * SEQUENCE, generator=generator) < 0.1 * number] = -100
+        count = int((targets != -100).sum())
+        batches.append(DeviceBatch(ids, targets, documents, (0,) * len(documents), (), count, (("x", 0), ("x", 1))))
+    return batches
+
+
+def _expected(config: ModelConfig) -> tuple[float, float, dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    model, batches = _model(config), _batches()
+    executor = OneProcess(model, NextToken((3,)))
+    scale = 1 / sum(b.n_targets for b in batches)
+    loss = float(executor.forward_backward(batches, scale)["loss"])
+    norm = executor.clip(0.5)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    told = {n: float(v) for n, v in NextToken((3,)).evaluate(model, batches[0]).items()}
+    return loss * scale, norm, gradients, {n: p.detach() for n, p in model.named_parameters()}, told
+
+
+def _compare(kind: str, config: ModelConfig, layout: Layout) -> None:
+    loss, norm, gradients, weights, told = _expected(config)
+    mesh = Mesh.start(layout)
+    executor = ManyProcesses.of(_model(config), NextToken((3,)), mesh, "float32", sequence=SEQUENCE)
+    batches = _batches()
+    scale = 1 / sum(b.n_targets for b in batches)
+    sums = executor.forward_backward(batches[mesh.batch_rank :: layout.data], scale)
+    got = float(executor.add_up(sums.get("loss", torch.zeros(())).double().reshape(1))) * scale
+    assert got == pytest.approx(loss, abs=1e-4), kind
+    assert executor.clip(0.5) == pytest.approx(norm, rel=1e-4), kind
+    parameters = dict(executor.named_parameters())
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None, (kind, name)
+        assert isinstance(parameter.grad, DTensor)
+        torch.testing.assert_close(
+            parameter.grad.full_tensor(),
+            gradients[name],
+            rtol=1e-3,
+            atol=1e-5,
+            msg=lambda m: f"{kind} {name}: {m}",  # noqa: B023
+        )
+    torch.optim.SGD(parameters.values(), lr=1.0, foreach=False).step()
+    state = whole_state(executor)
+    if dist.get_rank() == 0:
+        assert state.keys() == weights.keys(), kind
+        for name, weight in weights.items():
+            torch.testing.assert_close(state[name], weight, rtol=1e-3, atol=1e-5)
+    found = executor.evaluate(batches[0])
+    values = torch.tensor([float(found.get(name, 0)) for name in sorted(told)], dtype=torch.float64)
+    times = layout.data * layout.pipeline
+    assert executor.add_up(values).tolist() == pytest.approx([times * told[n] for n in sorted(told)], rel=1e-3), kind
+
+
+def _worker(rank: int, world: int, file: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    for kind, layout in KINDS[world].items():
+        for name, config in MODELS.items():
+            mixed = layout.expert == 1 or config.moe is not None
+            if mixed and (layout.pipeline == 1 or not config.tie_embeddings):
+                _compare(f"{kind}, {name}", config, layout)
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
+    mp.spawn(_worker, (2, str(tmp_path / "store")), nprocs=2)
+
+
+@pytest.mark.slow
+def test_four_processes_are_as_one(tmp_path: Path) -> None:
+    mp.spawn(_worker, (4, str(tmp_path / "store")), nprocs=4)
