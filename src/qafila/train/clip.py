@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
@@ -33,7 +33,7 @@ def _norm(gradients: Sequence[Tensor]) -> float:
     for gradient in gradients:
         cut, local = None, gradient
         if isinstance(gradient, DTensor):
-            dims = tuple(i for i, placement in enumerate(gradient.placements) if isinstance(placement, Shard))
+            dims = tuple(i for i, placement in enumerate(gradient.placements) if not isinstance(placement, Replicate))
             cut, local = ((gradient.device_mesh, dims) if dims else None), gradient.to_local()
         norm = torch.linalg.vector_norm(local, dtype=torch.float32)
         cuts.setdefault(cut, []).append(norm)
@@ -51,5 +51,5 @@ def _norm(gradients: Sequence[Tensor]) -> float:
 def _reduced(gradient: Tensor) -> Tensor:
     """The gradient, whose sum over processes must have been taken before anything is read off it."""
     if isinstance(gradient, DTensor):
-        assert all(isinstance(p, Shard | Replicate) for p in gradient.placements), "a gradient was not reduced"
+        assert not any(isinstance(p, Partial) for p in gradient.placements), "a gradient was not reduced"
     return gradient

@@ -30,8 +30,12 @@ def share_experts(model: LlamaModel, mesh: Mesh) -> None:
             else:
                 cut_within(getattr(experts, name), mesh.expert, {"weight": [Shard(0)]})
         experts.__class__ = _OwnExperts
-        mixture.__class__ = _ScatteredMoE
-        mixture.group = mesh.expert.get_group()
+        _scatter(mixture, mesh.expert.get_group())
+
+
+def _scatter(mixture: Any, group: dist.ProcessGroup) -> None:
+    mixture.__class__ = _ScatteredMoE
+    mixture.group = group
 
 
 class _OwnExperts(Experts):

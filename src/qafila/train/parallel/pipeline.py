@@ -69,7 +69,7 @@ class Stage(LlamaModel):
         return next(self.parameters()).device
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:  # type: ignore[override]
-        """Token ids ``[1, T]`` or activations ``[1, T, D]`` to activations; on the last stage to the scaled loss ``[1]``."""
+        """Token ids ``[1, T]`` or activations ``[1, T, D]`` to activations, or at the end to the scaled loss ``[1]``."""
         batch = self.feed[int(number)]
         if not self.is_last:
             return self.hidden(x, batch.documents)
