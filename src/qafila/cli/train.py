@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ def command(
     processes: Annotated[
         int | None, typer.Option(min=1, help="With --dry-run: plan for this many processes (GPUs).")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option("--nproc", metavar="N", min=1, help="Train in N processes on this machine.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a model by a recipe; it is in runs/NAME afterwards, and opens like any other.
@@ -40,7 +44,7 @@ def command(
     """
     _needs_training_extra()
     if processes is not None and not dry_run:
-        raise UsageError("--processes: goes with --dry-run; this version trains in one process")
+        raise UsageError("--processes: goes with --dry-run; --nproc trains in several processes")
     from qafila.train.recipe import read_recipe
 
     checked = read_recipe(recipe, overrides or [], small=small)
@@ -48,6 +52,8 @@ def command(
     if dry_run:
         _dry_run(checked, folder, processes, as_json)
         return
+    if nproc > 1:
+        raise typer.Exit(_launch(nproc))
     from qafila.train.report import Reporter, Silent
 
     reporter: Reporter = Silent()
@@ -58,9 +64,26 @@ def command(
     from qafila.train.run import train
 
     result = train(checked, beside=folder, out=to, resume=resume, overwrite=force, reporter=reporter, answerer=_answer)
-    _tell(result, as_json)
+    if os.environ.get("RANK", "0") == "0":
+        _tell(result, as_json)
     if result.stopped is not None:
         raise typer.Exit(128 + result.stopped)
+
+
+def _launch(processes: int) -> int:
+    """This very command in several processes, without the option."""
+    from qafila.train.parallel.launch import launch, own_command
+
+    if "WORLD_SIZE" in os.environ:
+        raise UsageError("--nproc: torchrun has started several processes already; leave it out")
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--nproc":
+            next(words)
+        elif not word.startswith("--nproc="):
+            kept.append(word)
+    return launch(own_command(kept), processes)
 
 
 def _answer(folder: Path, prompts: Sequence[str], *, chat: str | None, max_tokens: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 
 _LARGEST_BLOCK: Final = 256
 _SMALLEST_BLOCK: Final = 32
@@ -163,7 +163,8 @@ def block_of(tensor: Tensor) -> int | None:
     length = tensor.shape[-1]
     if isinstance(tensor, DTensor):
         for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
-            if isinstance(placement, Shard) and placement.dim % tensor.ndim == tensor.ndim - 1:
+            cut = getattr(placement, "dim", None)  # of any kind of Shard
+            if cut is not None and cut % tensor.ndim == tensor.ndim - 1:
                 if length % size:
                     return None
                 length //= size
@@ -181,7 +182,7 @@ def _local(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that is here; it shares memory."""
     if not isinstance(tensor, DTensor):
         return tensor
-    assert all(isinstance(p, Shard | Replicate) for p in tensor.placements), "a gradient was not reduced"
+    assert not any(p.is_partial() for p in tensor.placements), "a gradient was not reduced"
     return tensor.to_local()
 
 

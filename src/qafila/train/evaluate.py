@@ -36,7 +36,7 @@ def measure(trainer: Trainer, batches: Sequence[Batch], text_bytes: int | None) 
     if text_bytes:
         targets = sum(batch.n_targets for batch in batches)
         found["bits_per_byte"] = found["loss"] * targets / math.log(2) / text_bytes
-    if trainer.objective.per_token:
+    if trainer.executor.objective.per_token:
         found["perplexity"] = math.exp(min(found["loss"], 700.0))
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qafila.data.batch import Batch
 from qafila.data.encode import CHOSEN, REJECTED
@@ -40,7 +40,28 @@ class Optimizer(Protocol):
 
 
 class Executor(Protocol):
-    """How the micro-batches of a step are computed: one after the other, or through a pipeline."""
+    """Where the model is and how a step of it is computed: by this process alone, or by many."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+
+    @property
+    def objective(self) -> Objective:
+        """The loss."""
+
+    @property
+    def fewest(self) -> int:
+        """Micro-batches that a step must have at least."""
+
+    def train(self, mode: bool) -> None:
+        """Turn dropout on or off."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """This process's parameters, or parts of them."""
+
+    def evaluate(self, batch: DeviceBatch) -> Mapping[str, Tensor]:
+        """The objective's sums over a validation batch."""
 
     def forward_backward(self, batches: Sequence[DeviceBatch], scale: float) -> Mapping[str, Tensor]:
         """Gradients of ``scale`` times the batches' loss, and the objective's sums over them."""
@@ -58,6 +79,28 @@ class OneProcess:
 
     model: LlamaModel
     objective: Objective
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def fewest(self) -> int:
+        """One."""
+        return 1
+
+    def train(self, mode: bool) -> None:
+        """As `Executor` says."""
+        self.model.train(mode)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's."""
+        return self.model.named_parameters()
+
+    def evaluate(self, batch: DeviceBatch) -> Mapping[str, Tensor]:
+        """As `Executor` says."""
+        return self.objective.evaluate(self.model, batch)
 
     def forward_backward(self, batches: Sequence[DeviceBatch], scale: float) -> Mapping[str, Tensor]:
         """As `Executor` says."""
@@ -115,16 +158,12 @@ class Trainer:
     """The state of a run and the step that moves it.
 
     Args:
-        model: in training mode, on its device.
-        objective: the loss.
         loader: gives this process's micro-batches of each step.
         optimizer: moves the weights. schedule: learning-rate factor of a step (counted from 0).
-        executor: computes a step.
+        executor: has the model, in training mode, and the loss, and computes a step.
         lr: peak learning rate, to report. clip: largest norm of the gradient, 0 for none.
     """
 
-    model: LlamaModel
-    objective: Objective
     loader: Loader
     optimizer: Optimizer
     schedule: Callable[[int], float]
@@ -142,8 +181,8 @@ class Trainer:
             TrainingError: loss or gradient is no number (the weights are as before the step), or memory ran out.
         """
         started = time.perf_counter()
-        batches = [DeviceBatch.of(batch, self.model.device) for batch in self.loader.next_step()]
-        weight = sum(self.objective.weight(batch) for batch in batches)
+        batches = [DeviceBatch.of(batch, self.executor.device) for batch in self.loader.next_step()]
+        weight = sum(self.executor.objective.weight(batch) for batch in batches)
         counts = torch.tensor([weight, sum(b.ids_1T.shape[1] for b in batches), sum(b.n_targets for b in batches)])
         total, tokens, targets = (int(v) for v in self.executor.add_up(counts))
         rows = [row for batch in batches for row in batch.rows]
@@ -177,27 +216,29 @@ class Trainer:
             TrainingError: memory ran out; says what to change.
         """
         state = torch.get_rng_state()  # dropout must not begin elsewhere for it
-        largest = largest_batch(rows, sequence, self.model.device)
+        executor = self.executor
+        largest = largest_batch(rows, sequence, executor.device)
         try:
             with memory_for(largest):
-                self.executor.forward_backward([largest], 1.0 / max(1, self.objective.weight(largest)))
+                scale = 1.0 / max(1, executor.objective.weight(largest))
+                executor.forward_backward([largest] * executor.fewest, scale)
         finally:
             self.optimizer.zero_grad()
             torch.set_rng_state(state)
 
     def validate(self, batches: Sequence[Batch]) -> Sums:
         """Means of the objective's figures over validation batches; the model is as before afterwards."""
-        self.model.eval()
+        self.executor.train(False)
         try:
             sums: dict[str, Tensor] = {}
             total = 0
             for batch in batches:
-                placed = DeviceBatch.of(batch, self.model.device)
-                if weight := self.objective.weight(placed):
+                placed = DeviceBatch.of(batch, self.executor.device)
+                if weight := self.executor.objective.weight(placed):
                     total += weight
-                    _add(sums, self.objective.evaluate(self.model, placed))
+                    _add(sums, self.executor.evaluate(placed))
         finally:
-            self.model.train()
+            self.executor.train(True)
         counted = int(self.executor.add_up(torch.tensor([total]))[0])
         return self._means(sums, counted) if counted else {}
 

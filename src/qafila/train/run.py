@@ -20,14 +20,16 @@ from qafila.train.card import write_card
 from qafila.train.checkpoint import Checkpoints
 from qafila.train.estimate import steps_of
 from qafila.train.evaluate import Answerer
-from qafila.train.loop import OneProcess, StepReport, Trainer
+from qafila.train.loop import Executor, OneProcess, StepReport, Trainer
 from qafila.train.objectives import make_objective
 from qafila.train.optim import make_optimizer
 from qafila.train.parallel.layout import Layout
+from qafila.train.parallel.mesh import Mesh
+from qafila.train.parallel.world import World, joined, world_size
 from qafila.train.recipe import Recipe
 from qafila.train.report import Reporter, Silent
 from qafila.train.run_folder import MetricsLog, RunFolder
-from qafila.train.save import save_model
+from qafila.train.save import save_model, save_state
 from qafila.train.schedule import learning_rate_factor, short_of_warmup
 from qafila.train.signals import StopRequest, stopping
 from qafila.train.sources import NamedPack, Packs, find_packs
@@ -73,13 +75,21 @@ def train(
         TrainingError: training had to stop; what was kept is said.
         DataError, UsageError, ...: something of the recipe cannot be used; nothing was trained.
     """
-    reporter = reporter or Silent()
-    _one_process(recipe)
-    subject = find_subject(recipe, beside)
-    folder = RunFolder.start(out / recipe.name, recipe, resume=resume, overwrite=overwrite)
-    packs = find_packs(subject, beside, folder.packs, reporter)
-    run = Run(subject, folder, packs, reporter, answerer)
-    with stopping() as request:
+    layout = Layout.of(recipe.parallel, world_size())
+    with joined() as world, stopping() as request:
+        if reporter is None or not world.is_first:
+            reporter = Silent()
+        subject = find_subject(recipe, beside)
+        rows = max(1, recipe.train.batch // layout.data)
+        layout.check(
+            subject.config, sequence=recipe.data.sequence, micro_batches=-(-rows // min(recipe.train.micro_batch, rows))
+        )
+        path = out / recipe.name
+        folder = world.first_does(lambda: RunFolder.start(path, recipe, resume=resume, overwrite=overwrite))
+        if world.size > 1:  # the first process packs what is raw, and the others find it there
+            world.first_does(lambda: find_packs(subject, beside, folder.packs, reporter) and None)
+        packs = find_packs(subject, beside, folder.packs, reporter)
+        run = Run(subject, folder, packs, reporter, answerer, world, layout)
         try:
             return run.go(request, resume=resume)
         finally:
@@ -93,17 +103,26 @@ class Run:
     Args:
         subject: what is trained. folder: where it is kept. packs: what it learns from. reporter: who is told.
         answerer: who answers prompts.
+        world: all processes of the run. layout: how they share it.
     """
 
     def __init__(
-        self, subject: Subject, folder: RunFolder, packs: Packs, reporter: Reporter, answerer: Answerer | None = None
+        self,
+        subject: Subject,
+        folder: RunFolder,
+        packs: Packs,
+        reporter: Reporter,
+        answerer: Answerer | None = None,
+        world: World = World(),  # noqa: B008 - frozen
+        layout: Layout = Layout(),  # noqa: B008 - frozen
     ) -> None:
         recipe = subject.recipe
         self._answerer = answerer
         self.subject, self.folder, self.packs, self.reporter = subject, folder, packs, reporter
-        self.recipe = recipe
+        self.recipe, self.world = recipe, world
+        self.device = start_device(recipe, processes=world.here)
+        self.mesh = Mesh.start(layout, self.device.type) if world.size > 1 else None
         torch.manual_seed(recipe.train.seed)
-        self.device = start_device(recipe)
         loader = self._loader(packs.train)
         self.steps = total_steps(recipe, loader)
         if (told := short_of_warmup(recipe.schedule, self.steps)) is not None:
@@ -111,16 +130,13 @@ class Run:
         self.validation = self._validation_batches()
         bits = recipe.objective == "pretrain" and self.validation
         self._text_bytes = evaluate.bytes_of_targets(self.validation, subject.tokenizer) if bits else None
-        model = subject.build(self.device)
-        objective = make_objective(subject, model)
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        executor = self._executor()
+        trained = [(name, p) for name, p in executor.named_parameters() if p.requires_grad]
         self.trainer = Trainer(
-            model=model,
-            objective=objective,
             loader=loader,
             optimizer=make_optimizer(trained, recipe.optimizer, recipe.train.precision),
             schedule=lambda step: learning_rate_factor(recipe.schedule, step, self.steps),
-            executor=OneProcess(model, objective),
+            executor=executor,
             lr=recipe.optimizer.lr,
             clip=recipe.optimizer.clip,
         )
@@ -138,14 +154,34 @@ class Run:
         self.loss: float | None = None
         self._started = time.perf_counter()
 
+    def _executor(self) -> Executor:
+        recipe, mesh = self.recipe, self.mesh
+        model = self.subject.build(self.device, masters=mesh is not None)
+        objective = make_objective(self.subject, model)
+        if mesh is None:
+            return OneProcess(model, objective)
+        from qafila.train.parallel.executor import ManyProcesses
+
+        torch.manual_seed(recipe.train.seed + mesh.batch_rank)  # dropout is another one for each batch
+        bfloat16 = self.device.type == "cuda" and recipe.train.precision == "bfloat16"
+        return ManyProcesses.of(
+            model,
+            objective,
+            mesh,
+            sequence=recipe.data.sequence,
+            compute=torch.bfloat16 if bfloat16 else None,
+            reshard_after_forward=recipe.parallel.reshard_after_forward,
+        )
+
     def go(self, request: StopRequest, *, resume: bool) -> Result:
         """Train to the end, or until asked to stop."""
         trainer, recipe = self.trainer, self.recipe
         if resume:
             self._resume()
-        self.folder.forget_after(trainer.step)
-        self._log = MetricsLog(self.folder, tensorboard=recipe.tensorboard)
-        write_card(self)
+        if self.world.is_first:
+            self.folder.forget_after(trainer.step)
+            self._log = MetricsLog(self.folder, tensorboard=recipe.tensorboard)
+            write_card(self)
         if recipe.train.longest_first:
             trainer.probe(min(recipe.train.micro_batch, recipe.train.batch), recipe.data.sequence)
         self.reporter.start(self.steps, trainer.step)
@@ -153,7 +189,7 @@ class Run:
             self._evaluate()
         every_save = recipe.checkpoint.every or max(1, math.ceil(self.steps / 10))
         saved = trainer.step
-        while trainer.step < self.steps and request.signal is None:
+        while trainer.step < self.steps and self._asked(request) is None:
             try:
                 report = trainer.train_step()
             except StopIteration:
@@ -187,6 +223,11 @@ class Run:
             request.signal,
         )
 
+    def _asked(self, request: StopRequest) -> int | None:
+        """The signal that asked any process to stop: all must stop after the same step."""
+        request.signal = self.world.largest(request.signal or 0) or None
+        return request.signal
+
     def close(self) -> None:
         """Finish what is under way in the background, and close files."""
         self.checkpoints.close()
@@ -201,6 +242,8 @@ class Run:
             [Source(p.pack, p.weight, p.name, epochs) for p in packs],
             rows=amounts.batch,
             micro_rows=min(amounts.micro_batch, amounts.batch),
+            rank=self.mesh.batch_rank if self.mesh is not None else 0,
+            world=self.mesh.layout.data if self.mesh is not None else 1,
             seed=amounts.seed,
         )
 
@@ -229,7 +272,7 @@ class Run:
         }
 
     def _state(self) -> dict[str, Any]:
-        model = {n: p.detach() for n, p in self.trainer.model.named_parameters() if p.requires_grad}
+        model = {n: p.detach() for n, p in self.trainer.executor.named_parameters() if p.requires_grad}
         return {"model": model, **self.trainer.state_dict()}
 
     def _resume(self) -> None:
@@ -253,6 +296,8 @@ class Run:
         self.checkpoints.save(self.trainer.step, self._state(), self.last_validation.get("loss"))
 
     def _kept(self) -> str:
+        if self.world.size > 1:  # perhaps not all processes got here, and what is asked together would never end
+            return f"checkpoints are kept in {self.folder.checkpoints}; --resume goes on from the newest"
         found = self.checkpoints.newest()
         if found is None:
             return "no checkpoint was there yet"
@@ -273,8 +318,7 @@ class Run:
             "memory": memory_in_use(self.device),
             **report.sums,
         }
-        assert self._log is not None
-        self._log.write(line)
+        self._write(line)
         self.reporter.step(line)
 
     def _evaluate(self) -> None:
@@ -288,34 +332,52 @@ class Run:
             self.last_validation = {**found, "step": self.trainer.step}
         if samples:
             line["samples"] = samples
-        assert self._log is not None
-        self._log.write(line)
+        self._write(line)
         self.reporter.evaluated(line)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(line)
 
     def _answers(self) -> list[dict[str, Any]]:
         wanted = self.recipe.evaluate
-        if self._answerer is None or self.device.type != "cpu":
-            return evaluate.answers(self.trainer.model, self.subject, wanted.prompts, wanted.max_tokens)
+        executor = self.trainer.executor
+        alone = isinstance(executor, OneProcess)
+        if isinstance(executor, OneProcess) and (self._answerer is None or self.device.type != "cpu"):
+            return evaluate.answers(executor.model, self.subject, wanted.prompts, wanted.max_tokens)
+        if self._answerer is None:
+            return []
         staged = self.folder.path / ".samples"
         staged.mkdir(exist_ok=True)
         try:
-            save_model(self.subject, self.trainer.model, staged)
+            self._save_model(staged)
+            if not (alone or self.world.is_first):
+                return []
             of_texts = self.recipe.objective in ("pretrain", "fim")
             chat = None if of_texts or self.subject.chat is None else self.subject.chat.name
             return self._answerer(staged, wanted.prompts, chat=chat, max_tokens=wanted.max_tokens)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            if self.world.is_first:
+                shutil.rmtree(staged, ignore_errors=True)
+
+    def _save_model(self, folder: Path) -> None:
+        """Leave the model in ``folder``; of many processes all call this, and the first one writes."""
+        executor = self.trainer.executor
+        if isinstance(executor, OneProcess):
+            save_model(self.subject, executor.model, folder)
+            return
+        from qafila.train.parallel.executor import ManyProcesses, whole_state
+
+        assert isinstance(executor, ManyProcesses)
+        state = whole_state(executor)
+        if self.world.is_first:
+            save_state(self.subject, state, folder)
 
     def _leave_model(self) -> None:
-        save_model(self.subject, self.trainer.model, self.folder.path)
-        plots.draw(self.folder.lines(), self.folder.plots)
-        write_card(self)
-
-
-def _one_process(recipe: Recipe) -> None:
-    layout = Layout.of(recipe.parallel, 1) if recipe.parallel.data <= 1 else None
-    if layout is None or layout.world > 1:
-        raise UsageError("parallel: this version trains in one process; layouts over several are planned, not run")
+        self._save_model(self.folder.path)
+        if self.world.is_first:
+            plots.draw(self.folder.lines(), self.folder.plots)
+            write_card(self)
 
 
 def total_steps(recipe: Recipe, loader: Loader) -> int:

@@ -33,8 +33,23 @@ def save_model(subject: Subject, model: LlamaModel, folder: Path) -> None:
     if subject.recipe.adapter is not None:
         _save_adapter(subject, model, folder)
         return
+    _save_whole(subject, model.state_dict(), folder)
+
+
+def save_state(subject: Subject, state: Mapping[str, Tensor], folder: Path) -> None:
+    """As `save_model`, of the parameters that were trained, on the CPU."""
+    if subject.recipe.adapter is None:
+        _save_whole(subject, state, folder)
+        return
+    model = subject.build(torch.device("cpu"))
+    model.load_state_dict(dict(state), strict=False)
+    _save_adapter(subject, model, folder)
+
+
+def _save_whole(subject: Subject, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Leave a model with these parameters in ``folder``."""
     staged = folder / ".model"
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("reward_head.")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("reward_head.")}
     export(checkpoint_of(subject, state), staged, "hf", overwrite=True)
     for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(folder / file.name)

@@ -95,17 +95,18 @@ class Subject:
             ends.append(self.tokenizer.eos_id)
         return tuple(dict.fromkeys(ends))
 
-    def build(self, device: torch.device) -> LlamaModel:
+    def build(self, device: torch.device, *, masters: bool = False) -> LlamaModel:
         """The model in memory, in training mode: every parameter trainable, or with an adapter only the adapter's.
 
         On a CPU arithmetic is float32 in any case: most have no instructions for bfloat16, and torch's products are
         several times slower in it. With ``bfloat16`` an adapter's frozen base is held in it all the same; a model that
-        is trained whole is its own float32 master weights there, and takes no more memory than both would.
+        is trained whole is its own float32 master weights there, and takes no more memory than both would. With
+        ``masters`` it is so on every device: what lays the model over processes gathers its weights in bfloat16.
         """
         recipe = self.recipe
         dtype = torch.float32 if recipe.train.precision == "float32" else torch.bfloat16
         widened = device.type == "cpu" and dtype is torch.bfloat16
-        if widened and recipe.adapter is None and recipe.train.precision == "bfloat16":
+        if (widened or masters) and recipe.adapter is None and recipe.train.precision == "bfloat16":
             dtype = torch.float32
         tensors, source = self.checkpoint.tensors, self.checkpoint.path
         if recipe.adapter is not None:
@@ -149,9 +150,12 @@ def _compute_in_float32(model: LlamaModel) -> None:
             model.set_submodule(path, FrozenLinear(module.in_features, module.out_features, PLAIN, (weight,)))
 
 
-def start_device(recipe: Recipe) -> torch.device:
-    """Where a run computes: the GPU where there is one, else the CPU, with the threads that the recipe gives it."""
-    torch.set_num_threads(recipe.train.threads or usable_cores())
+def start_device(recipe: Recipe, processes: int = 1) -> torch.device:
+    """Where a run computes: the GPU where there is one, else the CPU, with the threads that the recipe gives it.
+
+    Without a word of the recipe the machine's cores are shared out over its ``processes``.
+    """
+    torch.set_num_threads(recipe.train.threads or max(1, usable_cores() // processes))
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

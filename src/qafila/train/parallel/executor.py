@@ -18,7 +18,7 @@ from qafila.train.next_token import NextToken
 from qafila.train.objective import DeviceBatch, Objective
 from qafila.train.parallel.apply import parallelize
 from qafila.train.parallel.context import share_batch
-from qafila.train.parallel.fsdp import Precision, sharded
+from qafila.train.parallel.fsdp import sharded
 from qafila.train.parallel.mesh import Mesh
 from qafila.train.parallel.pipeline import Pipeline, Stage
 
@@ -41,19 +41,20 @@ class ManyProcesses:
         model: LlamaModel,
         objective: Objective,
         mesh: Mesh,
-        precision: Precision,
         *,
         sequence: int,
+        compute: torch.dtype | None = None,
         reshard_after_forward: bool = True,
     ) -> ManyProcesses:
         """Lay ``model`` over ``mesh``; it is used up by that.
 
         Args:
-            model: whole, the same on every process; float32 for ``bfloat16``, else of the precision.
+            model: whole, the same on every process.
             objective: the loss.
             mesh: the grid of processes.
-            precision: of the arithmetic.
             sequence: tokens of a row.
+            compute: type that weights are gathered in and computed with; by default their own. With float32 weights
+                and bfloat16 here they are their own master weights.
             reshard_after_forward: free a layer's gathered weights after its forward pass.
 
         Raises:
@@ -71,10 +72,10 @@ class ManyProcesses:
             stages = tuple(
                 Stage.of(model, ranges[n], first=n == 0, last=n == layout.stages - 1, objective=objective) for n in own
             )
-            pipeline = Pipeline(stages, mesh, torch.float32 if precision == "float32" else torch.bfloat16)
+            pipeline = Pipeline(stages, mesh, compute or model.dtype)
             parts = stages
         for part in parts:
-            parallelize(part, mesh, precision, sequence=sequence, reshard_after_forward=reshard_after_forward)
+            parallelize(part, mesh, sequence=sequence, compute=compute, reshard_after_forward=reshard_after_forward)
         return ManyProcesses(parts, objective, mesh, sequence, pipeline)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -82,39 +83,58 @@ class ManyProcesses:
         for part in self.parts:
             yield from part.named_parameters()
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return next(self.parts[0].parameters()).device
+
+    @property
+    def fewest(self) -> int:
+        """Micro-batches that fill the pipeline."""
+        return self.mesh.layout.pipeline
+
+    def train(self, mode: bool) -> None:
+        """Turn dropout on or off."""
+        for part in self.parts:
+            part.train(mode)
+
     def forward_backward(self, batches: Sequence[DeviceBatch], scale: float) -> Mapping[str, Tensor]:
-        """Gradients of ``scale`` times the batches' loss, added up over all processes, and this process's sums."""
+        """Gradients of ``scale`` times the loss of all processes' batches, and the sums over this process's.
+
+        A loss that is no number shows in the norm of the gradients, to all processes at once.
+        """
         shared = [self._share(batch) for batch in batches]
         if self.pipeline is not None:
-            return self.pipeline.run(shared, scale, learn=True)
+            return self._whole_rows(self.pipeline.run(shared, scale, learn=True))
         (model,) = self.parts
-        sums: dict[str, Tensor] = {}
+        found = []
         for number, batch in enumerate(shared):
             self._reduce_after(number == len(shared) - 1)
             loss = self.objective(model, batch, scale)
             loss.total.backward()  # type: ignore[no-untyped-call]
-            if not bool(torch.isfinite(loss.total)):
-                # The others must not wait for this process: they hear of it by the norm of the gradient.
-                sums["not_finite"] = torch.ones(())
-            for name, value in loss.sums.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
-        return sums
+            found.append(loss.sums)
+        sums = {name: torch.stack([each[name].double().cpu() for each in found]).sum() for name in found[0]}
+        return self._whole_rows(sums)
 
     def evaluate(self, batch: DeviceBatch) -> Mapping[str, Tensor]:
-        """The objective's sums over a validation batch, which every process calls with as many batches."""
+        """The objective's sums over a validation batch; all processes call it as often as each other."""
         shared = self._share(batch)
         with torch.no_grad():
             if self.pipeline is not None:
-                return self.pipeline.run([shared] * self.mesh.layout.pipeline, 1.0, learn=False)
-            (model,) = self.parts
-            sums = self.objective.evaluate(model, shared)
-        for module in sharded(model):
-            module.reshard()  # no backward pass does it, and the next step's weights are others
-        return sums
+                times = self.mesh.layout.pipeline  # a pipeline must be full
+                sums: Mapping[str, Tensor] = {
+                    name: value / times for name, value in self.pipeline.run([shared] * times, 1.0, learn=False).items()
+                }
+            else:
+                sums = self.objective.evaluate(self.parts[0], shared)
+        for part in self.parts:
+            for module in sharded(part):
+                module.reshard()  # no backward pass does it, and after the next step the weights are others
+        return self._whole_rows(sums)
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over all processes that saw different tokens."""
-        return self.mesh.add_losses(values)
+        """The sum of ``values`` over all processes that read different batches."""
+        return self.mesh.added_up(values, self.mesh.batches)
 
     def clip(self, largest: float) -> float:
         """The norm of all gradients, which are scaled down to ``largest`` (0: left as they are)."""
@@ -122,13 +142,19 @@ class ManyProcesses:
         if self.mesh.layout.pipeline == 1:
             return clip_gradients(gradients, largest)
         square = torch.tensor([clip_gradients(gradients, 0.0) ** 2])
-        dist.all_reduce(square, group=self.mesh.pipeline.get_group())
-        norm = math.sqrt(square.item())
+        norm = math.sqrt(self.mesh.added_up(square, self.mesh.pipeline).item())
         if largest > 0 and math.isfinite(norm) and norm > largest:
             for parameter in gradients:
                 assert parameter.grad is not None
                 parameter.grad.mul_(largest / norm)
         return norm
+
+    def _whole_rows(self, sums: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Sums over a process's part of rows, as sums over the rows."""
+        if self.mesh.layout.context == 1:
+            return sums
+        values = torch.stack([value.double().cpu() for value in sums.values()])
+        return dict(zip(sums, self.mesh.added_up(values, self.mesh.context), strict=True))
 
     def _share(self, batch: DeviceBatch) -> DeviceBatch:
         if self.mesh.layout.context == 1:
@@ -143,20 +169,20 @@ class ManyProcesses:
 
 
 def whole_state(executor: ManyProcesses) -> dict[str, Tensor]:
-    """All parameters, whole and on the CPU, on the first process; on the others an empty dict. All must call it."""
-    first = dist.get_rank() == 0
+    """All parameters that are trained, whole and on the CPU, on the first process; on the others none. All call it."""
+    mesh = executor.mesh
+    dimensions = mesh.grid.mesh_dim_names or ()
+    keeps = all(mesh.grid.get_local_rank(name) == 0 for name in dimensions if name != "pipeline")
     state: dict[str, Tensor] = {}
     for name, parameter in executor.named_parameters():
-        value = parameter.detach()
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        state[name] = whole.cpu()
-    mesh = executor.mesh
-    if mesh.layout.pipeline > 1:
-        states: list[dict[str, Tensor]] | None = (
-            [{}] * mesh.layout.pipeline if mesh.pipeline.get_local_rank() == 0 else None
-        )
-        root = dist.get_global_rank(mesh.pipeline.get_group(), 0)
-        dist.gather_object(state, states, dst=root, group=mesh.pipeline.get_group())
-        for other in states or []:
-            state.update(other)
-    return state if first else {}
+        if parameter.requires_grad:
+            value = parameter.detach()
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if keeps:
+                state[name] = whole.cpu()
+    if keeps and mesh.layout.pipeline > 1:
+        is_first = mesh.pipeline.get_local_rank() == 0
+        states: list[dict[str, Tensor]] | None = [{}] * mesh.layout.pipeline if is_first else None
+        dist.gather_object(state, states, group_dst=0, group=mesh.pipeline.get_group())
+        state = {name: value for each in states or [] for name, value in each.items()}
+    return state

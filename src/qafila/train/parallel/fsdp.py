@@ -6,8 +6,6 @@ loss is divided by the targets of all processes before it is differentiated, so 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -17,22 +15,19 @@ from qafila.model.moe import MoE
 from qafila.train.parallel.mesh import Mesh
 from qafila.train.parallel.parts import is_here
 
-Precision = Literal["float32", "bfloat16", "bfloat16-stochastic"]
 
-
-def shard(model: LlamaModel, mesh: Mesh, precision: Precision, *, reshard_after_forward: bool) -> None:
+def shard(model: LlamaModel, mesh: Mesh, compute: torch.dtype | None, *, reshard_after_forward: bool) -> None:
     """Shard ``model`` in place over the data and context-parallel processes of ``mesh``.
 
     Embedding, final norm and head form the root's group. It stays gathered from ``hidden`` to the end of the backward
     pass: the loss reads the head's weight outside of any module. After a pass without backward, call ``model.reshard``.
 
     Args:
-        model: parameters are float32 for ``bfloat16`` (they are the master weights), else of their precision.
+        model: whole, or cut by tensor or expert parallelism already.
         mesh: the grid of processes.
-        precision: of the arithmetic.
+        compute: type that weights are gathered in and computed with; by default their own.
         reshard_after_forward: free a layer's gathered weights after its forward pass, and gather them again.
     """
-    compute = None if precision == "float32" else torch.bfloat16
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=True)
     for layer in filter(is_here, model.model.layers):
         if isinstance(layer.mlp, MoE) and mesh.layout.expert > 1:

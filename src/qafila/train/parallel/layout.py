@@ -124,6 +124,11 @@ class Layout:
             )
         if self.stages > config.n_layers:
             raise UsageError(f"parallel.pipeline: {self.stages} stages for {config.n_layers} layers; use fewer")
+        if micro_batches is not None and micro_batches < self.pipeline:
+            raise UsageError(
+                f"parallel.pipeline: {micro_batches} micro-batches do not fill {self.pipeline} stages; raise"
+                " train.batch or lower train.micro_batch"
+            )
         if micro_batches is not None and self.virtual > 1 and micro_batches % self.pipeline:
             raise UsageError(
                 f"parallel.pipeline: interleaving wants micro-batches in multiples of {self.pipeline}, not"

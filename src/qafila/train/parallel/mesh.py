@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -29,8 +28,8 @@ class Mesh:
     """Processes over which a layer's weights are sharded, preceded by the copies where there are any."""
     expert_weights: DeviceMesh
     """The same for experts, which are divided over ``expert`` already."""
-    losses: DeviceMesh
-    """Processes whose losses add up to the step's."""
+    batches: DeviceMesh
+    """Processes that read batches of their own."""
 
     @staticmethod
     def start(layout: Layout, device: str = "cpu") -> Mesh:
@@ -48,11 +47,11 @@ class Mesh:
         # Context-parallel processes hold the same weights, so these are sharded over them too.
         weights = grid["outer", "expert", "context"]._flatten("weights")
         expert_weights = grid["outer", "context"]._flatten("expert_weights")
-        losses = grid["replicate", "outer", "expert", "pipeline", "context"]._flatten("losses")
+        batches = grid["replicate", "outer", "expert"]._flatten("batches")
         if layout.replicate > 1:
             weights = DeviceMesh._concatenate([grid["replicate"], weights])
             expert_weights = DeviceMesh._concatenate([grid["replicate"], expert_weights])
-        return Mesh(layout, grid, weights, expert_weights, losses)
+        return Mesh(layout, grid, weights, expert_weights, batches)
 
     @property
     def tensor(self) -> DeviceMesh:
@@ -77,18 +76,10 @@ class Mesh:
     @property
     def batch_rank(self) -> int:
         """Which share of every step's rows this process reads, below ``layout.data``."""
-        replicate, outer, expert = (self.grid.get_local_rank(name) for name in _DIMENSIONS[:3])
-        return (replicate * (self.layout.shard // self.layout.expert) + outer) * self.layout.expert + expert
+        return self.batches.get_local_rank()
 
-    def add_losses(self, values: Tensor) -> Tensor:
-        """Sum over all processes that saw different tokens (and over stages, of which one knows the loss)."""
-        total = values.detach().clone()
-        dist.all_reduce(total, group=self.losses.get_group())
-        return total
-
-
-def world_device() -> torch.device:
-    """Where this process computes: its own GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    def added_up(self, values: Tensor, over: DeviceMesh) -> Tensor:
+        """The sum over the processes of ``over``, on the CPU."""
+        total = values.detach().to(self.grid.device_type, copy=True)
+        dist.all_reduce(total, group=over.get_group())
+        return total.cpu()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
@@ -69,7 +70,7 @@ class Stage(LlamaModel):
         return next(self.parameters()).device
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:  # type: ignore[override]
-        """Token ids ``[1, T]`` or activations ``[1, T, D]`` to activations, or at the end to the scaled loss ``[1]``."""
+        """Token ids ``[1, T]`` or activations ``[1, T, D]`` to activations, at the end to the scaled loss ``[1]``."""
         batch = self.feed[int(number)]
         if not self.is_last:
             return self.hidden(x, batch.documents)
@@ -101,10 +102,10 @@ class Pipeline:
         self._evaluations: dict[tuple[int, int], Callable[..., None]] = {}
 
     def run(self, batches: Sequence[DeviceBatch], scale: float, *, learn: bool) -> Mapping[str, Tensor]:
-        """Send micro-batches through; the sums are those of the last stage, and on other processes empty.
+        """Send micro-batches through; the sums over them, which the last stage tells all others.
 
         Raises:
-            UsageError: the micro-batches cannot be pipelined: too few, or of different sizes.
+            UsageError: micro-batches are of different sizes.
         """
         tokens = {batch.ids_1T.shape[1] for batch in batches}
         if len(tokens) > 1:
@@ -121,19 +122,15 @@ class Pipeline:
         arguments = (ids,) if first else ()
         run = self._schedules[key] if learn else self._evaluations[key]
         run(*arguments, number=numbers, target=numbers if last else None, return_outputs=False)
-        sums: dict[str, Tensor] = {}
         for stage in self._stages:
-            sums.update(stage.found)
             stage.feed = ()
-        return sums
+        group = self._mesh.pipeline.get_group()
+        told = [self._stages[-1].found]
+        dist.broadcast_object_list(told, group_src=dist.get_world_size(group) - 1, group=group)
+        return told[0]
 
     def _schedule(self, count: int, tokens: int) -> tuple[Callable[..., None], Callable[..., None]]:
         layout = self._mesh.layout
-        if count < layout.pipeline:
-            raise UsageError(
-                f"parallel.pipeline: {count} micro-batches do not fill {layout.pipeline} stages; raise train.batch or "
-                "lower train.micro_batch"
-            )
         rank = self._mesh.pipeline.get_local_rank()
         own = [
             self._stage(stage, rank + layout.pipeline * turn, tokens // layout.tensor)

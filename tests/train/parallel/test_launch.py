@@ -1,0 +1,154 @@
+"""`qafila train` in several processes: the losses of one, stopping, going on with another number, and errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qafila import Llama
+from qafila.errors import TrainingError
+from qafila.text.text_sources import TextSource
+from qafila.text.train_tokenizer import train_tokenizer
+from qafila.train.parallel.launch import launch
+
+SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 64, "context_length": 256}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with its data and tokenizer."""
+    folder = tmp_path_factory.mktemp("recipe")
+    texts = [f"{i} the caravan walks to the well, سارت القافلة إلى البئر" * (1 + i % 3) for i in range(80)]
+    train_tokenizer([TextSource("lines", lambda: iter(texts))], 300, specials="chatml").save(folder / "tokenizer")
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "tiny.yaml").write_text(
+        json.dumps(
+            {
+                "name": "tiny",
+                "objective": "pretrain",
+                "model": {"shape": SHAPE, "tokenizer": "tokenizer"},
+                "data": {"train": [{"path": "texts.jsonl"}], "sequence": 64, "validation_share": 0.1, "workers": 1},
+                "optimizer": {"lr": 5e-3},
+                "train": {"steps": 6, "batch": 4, "micro_batch": 1, "threads": 1},
+                "checkpoint": {"every": 2},
+            }
+        ),
+        encoding="utf-8",
+    )
+    return folder / "tiny.yaml"
+
+
+def qafila(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "qafila", *map(str, arguments)]
+
+
+def train(recipe: Path, out: Path, *more: object) -> dict[str, Any]:
+    done = subprocess.run(
+        qafila("train", recipe, *more, "--to", out, "--json"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "tiny" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_two_processes_learn_what_one_does_and_another_number_goes_on(recipe: Path, tmp_path: Path) -> None:
+    one = train(recipe, tmp_path / "one")
+    two = train(recipe, tmp_path / "two", "--nproc", 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    assert two["validation"] == pytest.approx(one["validation"], rel=1e-3)
+    with Llama.load(tmp_path / "two" / "tiny", threads=1) as llama:
+        assert llama.complete("the caravan", max_tokens=3, temperature=0).ids
+    # The newest checkpoint is the last step's: the one before it is gone on from.
+    for newest in (tmp_path / "two" / "tiny" / "checkpoints").glob("step-*6"):
+        for file in newest.glob("*.distcp"):
+            file.write_bytes(b"damaged")
+    train(recipe, tmp_path / "two", "--resume")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("parallel.tensor=2",),
+        ("parallel.context=2",),
+        ("parallel.pipeline=2",),
+        ("parallel.replicate=2",),
+        ("parallel.tensor=2", "train.checkpoint_activations=true", "optimizer.name=muon"),
+        ("parallel.data=2", "optimizer.name=adamw8bit"),
+    ],
+)
+def test_every_layout_learns_the_same(recipe: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
+    one = train(recipe, tmp_path / "one", *(key for key in layout if not key.startswith("parallel")))
+    two = train(recipe, tmp_path / "two", *layout, "--nproc", 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    assert two["validation"]["loss"] == pytest.approx(one["validation"]["loss"], abs=1e-3)
+
+
+def test_sigterm_stops_all_after_the_same_step(recipe: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        qafila("train", recipe, "train.steps=4000", "checkpoint.every=4000", "--to", tmp_path, "--nproc", 2),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = tmp_path / "tiny" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while not (metrics.is_file() and metrics.read_text("utf-8").count('"lr"') > 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    told, warned = process.communicate(timeout=90)
+    assert process.returncode == 128 + signal.SIGTERM, warned
+    assert "go on with --resume" in told
+    assert list((tmp_path / "tiny" / "checkpoints").glob("step-*"))
+
+
+def test_errors_are_one_line(recipe: Path, tmp_path: Path) -> None:
+    for words, told in (
+        (("--nproc", 2, "parallel.tensor=4"), "does not divide the 2 processes"),
+        (("--nproc", 2, "parallel.pipeline=2", "train.micro_batch=4"), "do not fill 2 stages"),
+        (("parallel.data=4",), "there are 1 processes"),
+    ):
+        done = subprocess.run(
+            qafila("train", recipe, *words, "--to", tmp_path), capture_output=True, text=True, timeout=90, check=False
+        )
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: parallel")
+        assert told in line
+
+
+def test_one_failing_process_ends_all() -> None:
+    code = (
+        "import os, sys, time\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    print('error: no memory left', file=sys.stderr); sys.exit(3)\n"
+        "time.sleep(60)"
+    )
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match=r"^process 1 of 3 failed with status 3: no memory left$"):
+        launch([sys.executable, "-c", code], 3)
+    assert time.monotonic() - started < 30
+    assert launch([sys.executable, "-c", "import os; assert os.environ['WORLD_SIZE'] == '2'"], 2) == 0
