@@ -23,6 +23,7 @@ class NextToken:
 
     end_ids: Collection[int] = ()
     per_token: ClassVar[bool] = True
+    others: ClassVar[tuple[LlamaModel, ...]] = ()
 
     def weight(self, batch: DeviceBatch) -> int:
         """The number of targets."""

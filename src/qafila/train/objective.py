@@ -62,6 +62,10 @@ class Objective(Protocol):
     def per_token(self) -> bool:
         """Whether the loss is a mean over tokens, so that it has a perplexity."""
 
+    @property
+    def others(self) -> tuple[LlamaModel, ...]:
+        """Models besides the one that is trained, which stay as they are."""
+
     def weight(self, batch: DeviceBatch) -> int:
         """What the batch counts for: its targets, or its pairs. A step's loss is divided by the sum."""
 

@@ -43,6 +43,11 @@ class _OfPairs(ABC):
 
     per_token = False
 
+    @property
+    def others(self) -> tuple[LlamaModel, ...]:
+        """None, unless the objective says otherwise."""
+        return ()
+
     def weight(self, batch: DeviceBatch) -> int:
         """The number of pairs."""
         return len(pairs(batch))
@@ -83,6 +88,11 @@ class Preference(_OfPairs):
     beta: float
     nll: float
     reference: Callable[[LlamaModel], AbstractContextManager[object]] | LlamaModel
+
+    @property
+    def others(self) -> tuple[LlamaModel, ...]:
+        """The reference, where it is a model of its own."""
+        return (self.reference,) if isinstance(self.reference, LlamaModel) else ()
 
     def _reference(self, model: LlamaModel, batch: DeviceBatch) -> Tensor:
         if isinstance(self.reference, LlamaModel):

@@ -80,10 +80,7 @@ def train(
         if reporter is None or not world.is_first:
             reporter = Silent()
         subject = find_subject(recipe, beside)
-        rows = max(1, recipe.train.batch // layout.data)
-        layout.check(
-            subject.config, sequence=recipe.data.sequence, micro_batches=-(-rows // min(recipe.train.micro_batch, rows))
-        )
+        _check(layout, subject)
         path = out / recipe.name
         folder = world.first_does(lambda: RunFolder.start(path, recipe, resume=resume, overwrite=overwrite))
         if world.size > 1:  # the first process packs what is raw, and the others find it there
@@ -156,21 +153,23 @@ class Run:
 
     def _executor(self) -> Executor:
         recipe, mesh = self.recipe, self.mesh
-        model = self.subject.build(self.device, masters=mesh is not None)
-        objective = make_objective(self.subject, model)
         if mesh is None:
-            return OneProcess(model, objective)
+            model = self.subject.build(self.device)
+            return OneProcess(model, make_objective(self.subject, model))
         from qafila.train.parallel.executor import ManyProcesses
 
         torch.manual_seed(recipe.train.seed + mesh.batch_rank)  # dropout is another one for each batch
         bfloat16 = self.device.type == "cuda" and recipe.train.precision == "bfloat16"
+        whole = recipe.adapter is not None  # a frozen base may be in its blocks, which nothing cuts before it is there
+        model = self.subject.build(self.device) if whole else self.subject.outline(self.device)
         return ManyProcesses.of(
             model,
-            objective,
+            make_objective(self.subject, model),
             mesh,
             sequence=recipe.data.sequence,
             compute=torch.bfloat16 if bfloat16 else None,
             reshard_after_forward=recipe.parallel.reshard_after_forward,
+            initial=None if whole else self.subject.initial,
         )
 
     def go(self, request: StopRequest, *, resume: bool) -> Result:
@@ -378,6 +377,16 @@ class Run:
         if self.world.is_first:
             plots.draw(self.folder.lines(), self.folder.plots)
             write_card(self)
+
+
+def _check(layout: Layout, subject: Subject) -> None:
+    """Refuse a layout that the model or the objective cannot be computed in."""
+    recipe = subject.recipe
+    rows = max(1, recipe.train.batch // layout.data)
+    micro_batches = -(-rows // min(recipe.train.micro_batch, rows))
+    layout.check(subject.config, sequence=recipe.data.sequence, micro_batches=micro_batches)
+    if layout.pipeline * layout.context > 1 and recipe.objective in ("dpo", "reward"):
+        raise UsageError("parallel: pairs of answers need whole rows and models: set pipeline and context to 1")
 
 
 def total_steps(recipe: Recipe, loader: Loader) -> int:

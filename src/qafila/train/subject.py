@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from qafila.data.fingerprint import tokenizer_sha256
 from qafila.errors import ChatError, UsageError
 from qafila.machine import usable_cores
 from qafila.model.llama import LlamaModel
-from qafila.model.load import load_model
+from qafila.model.load import load_model, to_torch
 from qafila.parameters import parameter_shapes
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import chat_format, detect_format, template_of
@@ -25,6 +26,7 @@ from qafila.text.tokenizer import Tokenizer, load_tokenizer
 from qafila.train.recipe import Recipe
 from qafila.train.recompute import recompute_layers
 from qafila.train.shape import as_asked, planned_config
+from qafila.weights.check import check_tensors
 from qafila.weights.hub import resolve
 from qafila.weights.load import Checkpoint, hugging_face_template, open_checkpoint
 
@@ -95,18 +97,17 @@ class Subject:
             ends.append(self.tokenizer.eos_id)
         return tuple(dict.fromkeys(ends))
 
-    def build(self, device: torch.device, *, masters: bool = False) -> LlamaModel:
+    def build(self, device: torch.device) -> LlamaModel:
         """The model in memory, in training mode: every parameter trainable, or with an adapter only the adapter's.
 
         On a CPU arithmetic is float32 in any case: most have no instructions for bfloat16, and torch's products are
         several times slower in it. With ``bfloat16`` an adapter's frozen base is held in it all the same; a model that
-        is trained whole is its own float32 master weights there, and takes no more memory than both would. With
-        ``masters`` it is so on every device: what lays the model over processes gathers its weights in bfloat16.
+        is trained whole is its own float32 master weights there, and takes no more memory than both would.
         """
         recipe = self.recipe
         dtype = torch.float32 if recipe.train.precision == "float32" else torch.bfloat16
         widened = device.type == "cpu" and dtype is torch.bfloat16
-        if (widened or masters) and recipe.adapter is None and recipe.train.precision == "bfloat16":
+        if widened and recipe.adapter is None and recipe.train.precision == "bfloat16":
             dtype = torch.float32
         tensors, source = self.checkpoint.tensors, self.checkpoint.path
         if recipe.adapter is not None:
@@ -122,6 +123,32 @@ class Subject:
         else:
             model = load_model(self.config, tensors, device=device, dtype=dtype, source=source)
         return self._prepared(model.requires_grad_(True).train(), device)
+
+    def outline(self, device: torch.device) -> LlamaModel:
+        """The model as `build` gives it, but without memory: for who lays it over processes, a part on each.
+
+        Nobody need have room for it whole: `initial` gives one parameter at a time. ``device`` is where it will be.
+
+        Raises:
+            FormatError: the checkpoint has not the tensors of its configuration.
+        """
+        assert self.recipe.adapter is None
+        if self.source is not None:
+            check_tensors(self.config, self.checkpoint.tensors, source=self.checkpoint.path)
+        with torch.device("meta"):
+            model = LlamaModel(self.config)
+        # Sharded weights are their own float32 masters, and are gathered in bfloat16.
+        stochastic = self.recipe.train.precision == "bfloat16-stochastic"
+        return self._prepared(model.to(torch.bfloat16 if stochastic else torch.float32).train(), device)
+
+    def initial(self, name: str) -> Tensor:
+        """The value of a parameter before training, float32, on the CPU; what an objective has added begins at zero."""
+        shape = parameter_shapes(self.config).get(name)
+        if shape is None:
+            return torch.zeros(1, self.config.dim)
+        if self.source is None:
+            return new_weight(self.config, name, self.recipe.model.init_std, self.recipe.train.seed)
+        return to_torch(self.checkpoint.tensors[name].read(), dtype=torch.float32)
 
     def _prepared(self, model: LlamaModel, device: torch.device) -> LlamaModel:
         """The model with what ``train`` says of how it is computed."""
@@ -213,24 +240,27 @@ def _new_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint:
 
 
 def new_model(config: ModelConfig, std: float, seed: int, *, dtype: torch.dtype, device: torch.device) -> LlamaModel:
-    """A model with fresh weights, the same for the same seed on every device.
+    """A model with fresh weights, the same for the same seed on every device (`new_weight`)."""
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    state = {name: new_weight(config, name, std, seed).to(device, dtype) for name in parameter_shapes(config)}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def new_weight(config: ModelConfig, name: str, std: float, seed: int) -> Tensor:
+    """A fresh parameter, float32 on the CPU, which depends on its name and the seed alone: any process can make it.
 
     Matrices are normal with deviation ``std``, those back into the residual with ``std / sqrt(2 L)`` (GPT-2's rule, as
     in torchtitan's Llama); norms are one, gates of cross-attention zero.
     """
-    generator = torch.Generator().manual_seed(seed)
-    residual = std / math.sqrt(2 * config.n_layers)
-    with torch.device("meta"):
-        model = LlamaModel(config)
-    state: dict[str, Tensor] = {}
-    for name, shape in parameter_shapes(config).items():
-        if name.endswith("norm.weight"):
-            value = torch.ones(shape)
-        elif name.endswith("_gate"):
-            value = torch.zeros(shape)
-        else:
-            deviation = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else std
-            value = torch.empty(shape).normal_(0.0, deviation, generator=generator)
-        state[name] = value.to(device, dtype)
-    model.load_state_dict(state, strict=True, assign=True)
-    return model
+    shape = parameter_shapes(config)[name]
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if name.endswith("_gate"):
+        return torch.zeros(shape)
+    residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+    deviation = std / math.sqrt(2 * config.n_layers) if residual else std
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.empty(shape).normal_(0.0, deviation, generator=generator)

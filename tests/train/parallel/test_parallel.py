@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from qafila.config import AttentionTemperature, MixtureOfExperts, ModelConfig
+from qafila.data.encode import CHOSEN, REJECTED
 from qafila.model.llama import LlamaModel
 from qafila.train.loop import OneProcess
 from qafila.train.next_token import NextToken
-from qafila.train.objective import DeviceBatch
+from qafila.train.objective import DeviceBatch, Objective
 from qafila.train.parallel.executor import ManyProcesses, whole_state
 from qafila.train.parallel.layout import Layout
 from qafila.train.parallel.mesh import Mesh
+from qafila.train.preference import Preference, Reward, RewardHead
 
 SEQUENCE = 32
 DENSE = ModelConfig(dim=32, n_layers=5, n_heads=4, n_kv_heads=4, head_dim=8, ffn_dim=48, vocab_size=64)
@@ -89,34 +92,63 @@ def _batches() -> list[DeviceBatch]:
         targets[torch.tensor(documents).cumsum(0) - 1] = -100
         targets[torch.rand(2 * SEQUENCE, generator=generator) < 0.1 * number] = -100
         count = int((targets != -100).sum())
-        batches.append(DeviceBatch(ids, targets, documents, (0,) * len(documents), (), count, (("x", 0), ("x", 1))))
+        kinds = (CHOSEN, REJECTED, CHOSEN, REJECTED, CHOSEN)[: len(documents)]
+        margins = (0.3,) * len(documents)
+        batches.append(DeviceBatch(ids, targets, documents, kinds, margins, count, (("x", 0), ("x", 1))))
     return batches
 
 
-def _expected(config: ModelConfig) -> tuple[float, float, dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+def _objective(name: str, model: LlamaModel) -> Objective:
+    if name == "next":
+        return NextToken((3,))
+    if name == "reward":
+        model.reward_head = RewardHead(model)
+        return Reward(model.reward_head)
+    return Preference(0.3, 0.2, copy.deepcopy(model).requires_grad_(False).eval())
+
+
+def _parameters(config: ModelConfig, objective: str) -> dict[str, Tensor]:
+    model = _model(config)
+    values = {n: p.detach().clone() for n, p in model.named_parameters()}
+    if objective == "reward":
+        values["reward_head.score"] = torch.linspace(-0.5, 0.5, config.dim)[None]
+    return values
+
+
+def _expected(
+    config: ModelConfig, objective: str
+) -> tuple[float, float, dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
     model, batches = _model(config), _batches()
-    executor = OneProcess(model, NextToken((3,)))
-    scale = 1 / sum(b.n_targets for b in batches)
+    told_by = _objective(objective, model)
+    model.load_state_dict(_parameters(config, objective), strict=False)
+    executor = OneProcess(model, told_by)
+    scale = 1 / sum(told_by.weight(b) for b in batches)
     loss = float(executor.forward_backward(batches, scale)["loss"])
     norm = executor.clip(0.5)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     torch.optim.SGD(model.parameters(), lr=1.0).step()
-    told = {n: float(v) for n, v in NextToken((3,)).evaluate(model, batches[0]).items()}
+    told = {n: float(v) for n, v in told_by.evaluate(model, batches[0]).items()}
     return loss * scale, norm, gradients, {n: p.detach() for n, p in model.named_parameters()}, told
 
 
-def _compare(kind: str, config: ModelConfig, layout: Layout) -> None:
-    loss, norm, gradients, weights, told = _expected(config)
+def _compare(kind: str, config: ModelConfig, layout: Layout, objective: str = "next") -> None:
+    loss, norm, gradients, weights, told = _expected(config, objective)
     mesh = Mesh.start(layout)
-    executor = ManyProcesses.of(_model(config), NextToken((3,)), mesh, sequence=SEQUENCE)
+    values = _parameters(config, objective)
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    objective_there = _objective(objective, model)
+    executor = ManyProcesses.of(model, objective_there, mesh, sequence=SEQUENCE, initial=values.__getitem__)
     batches = _batches()
-    scale = 1 / sum(b.n_targets for b in batches)
+    scale = 1 / sum(objective_there.weight(b) for b in batches)
     sums = executor.forward_backward(batches[mesh.batch_rank :: layout.data], scale)
     got = float(executor.add_up(sums["loss"].double().reshape(1))) * scale
     assert got == pytest.approx(loss, abs=1e-4), kind
     assert executor.clip(0.5) == pytest.approx(norm, rel=1e-4), kind
     parameters = dict(executor.named_parameters())
-    for name, parameter in parameters.items():
+    learning = {name: parameter for name, parameter in parameters.items() if name in gradients}
+    assert all(p.grad is None for n, p in parameters.items() if n not in learning), kind  # a reward needs no head
+    for name, parameter in learning.items():
         assert parameter.grad is not None, (kind, name)
         assert isinstance(parameter.grad, DTensor)
         torch.testing.assert_close(
@@ -144,6 +176,9 @@ def _worker(rank: int, world: int, file: str) -> None:
             mixed = layout.expert == 1 or config.moe is not None
             if mixed and (layout.pipeline == 1 or not config.tie_embeddings):
                 _compare(f"{kind}, {name}", config, layout)
+        for objective in ("preference", "reward"):
+            if layout.pipeline * layout.context * layout.expert == 1:
+                _compare(f"{kind}, {objective}", DENSE, layout, objective)
     dist.destroy_process_group()
 
 

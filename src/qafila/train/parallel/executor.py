@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +11,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from qafila.errors import UsageError
 from qafila.model.llama import LlamaModel
 from qafila.train.clip import clip_gradients
-from qafila.train.next_token import NextToken
 from qafila.train.objective import DeviceBatch, Objective
 from qafila.train.parallel.apply import parallelize
 from qafila.train.parallel.context import share_batch
 from qafila.train.parallel.fsdp import sharded
 from qafila.train.parallel.mesh import Mesh
+from qafila.train.parallel.parts import fill
 from qafila.train.parallel.pipeline import Pipeline, Stage
 
 
@@ -45,25 +44,22 @@ class ManyProcesses:
         sequence: int,
         compute: torch.dtype | None = None,
         reshard_after_forward: bool = True,
+        initial: Callable[[str], Tensor] | None = None,
     ) -> ManyProcesses:
         """Lay ``model`` over ``mesh``; it is used up by that.
 
         Args:
-            model: whole, the same on every process.
-            objective: the loss.
+            model: whole, the same on every process; or without memory (on the device ``meta``).
+            objective: the loss; models that it has besides are laid over the mesh as well.
             mesh: the grid of processes.
             sequence: tokens of a row.
             compute: type that weights are gathered in and computed with; by default their own. With float32 weights
                 and bfloat16 here they are their own master weights.
             reshard_after_forward: free a layer's gathered weights after its forward pass.
-
-        Raises:
-            UsageError: the layout does not fit the model, or the objective.
+            initial: gives the value of each parameter of a model without memory: this process makes room for its own
+                part alone.
         """
         layout = mesh.layout
-        layout.check(model.config, sequence=sequence)
-        if layout.pipeline * layout.context > 1 and not isinstance(objective, NextToken):
-            raise UsageError("parallel: pairs of answers need whole rows and models: set pipeline and context to 1")
         parts: tuple[LlamaModel, ...] = (model,)
         pipeline = None
         if layout.pipeline > 1:
@@ -74,8 +70,10 @@ class ManyProcesses:
             )
             pipeline = Pipeline(stages, mesh, compute or model.dtype)
             parts = stages
-        for part in parts:
+        for part in (*parts, *objective.others):
             parallelize(part, mesh, sequence=sequence, compute=compute, reshard_after_forward=reshard_after_forward)
+            if initial is not None:
+                fill(part, initial, mesh.grid.device_type)
         return ManyProcesses(parts, objective, mesh, sequence, pipeline)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

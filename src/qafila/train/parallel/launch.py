@@ -137,4 +137,4 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def own_command(arguments: Sequence[str]) -> list[str]:
     """`qafila` with ``arguments``, in the Python that runs this."""
-    return [sys.executable, "-m", "qafila", *arguments]
+    return [sys.executable, "-P", "-m", "qafila", *arguments]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 Plan = Mapping[str, Sequence[Placement]]
 
@@ -44,6 +45,25 @@ def cut_within(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
 
     module.register_forward_pre_hook(take_parts)
     module.register_forward_hook(put_back, always_call=True)
+
+
+def fill(module: nn.Module, initial: Callable[[str], Tensor], device: str) -> None:
+    """Make room on ``device`` for the parts of the parameters that this process holds, and give them their values.
+
+    Args:
+        module: on the device ``meta``, laid over a mesh.
+        initial: the whole value of a parameter; no more than one is in memory at a time.
+        device: where this process computes.
+    """
+    module.to_empty(device=device)
+    for name, parameter in module.named_parameters():
+        whole = initial(name)
+        held = parameter.detach()
+        if isinstance(held, DTensor):
+            shape, offset = compute_local_shape_and_global_offset(held.shape, held.device_mesh, held.placements)
+            whole = whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+            held = held.to_local()
+        held.copy_(whole)
 
 
 def is_here(module: nn.Module) -> bool:
