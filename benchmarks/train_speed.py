@@ -51,7 +51,7 @@ from qafila.weights.hub import resolve
 from qafila.weights.load import open_checkpoint
 
 LR: Final = {"lora": 2e-4, "full": 2e-5}
-PINNED: Final = {"OMP_WAIT_POLICY": "active", "GOMP_CPU_AFFINITY": f"0-{(os.cpu_count() or 1) - 1}"}
+SPINNING: Final = {"OMP_WAIT_POLICY": "active"}
 Step = Callable[[], float]
 
 
@@ -187,13 +187,22 @@ def serve(options: argparse.Namespace) -> None:
     setting, _, precision = options.one.rpartition("-")
     step = our_side(options, precision) if setting == "ours" else their_side(options, setting, precision)
     print(json.dumps({}), flush=True)
-    for _ in sys.stdin:
+    for number, _ in enumerate(sys.stdin):
+        if number == 1:
+            pin()
         began, used = time.perf_counter(), time.process_time()
         loss = step()
         seconds, worked = time.perf_counter() - began, time.process_time() - used
         status = Path("/proc/self/status").read_text()
         peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
         print(json.dumps({"loss": loss, "seconds": seconds, "cpu": worked, "peak": peak}), flush=True)
+
+
+def pin() -> None:
+    """A core for each thread, once they are there: two that spin on one core wait for each other's time slice."""
+    cores = sorted(os.sched_getaffinity(0))
+    for number, task in enumerate(sorted(int(path.name) for path in Path("/proc/self/task").iterdir())):
+        os.sched_setaffinity(task, {cores[min(number, len(cores) - 1)]})
 
 
 class Side:
@@ -204,7 +213,7 @@ class Side:
         arguments = [f"--{key}={getattr(options, key)}" for key in given]
         command = [sys.executable, __file__, f"--one={name}", *arguments]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, text=True, env=os.environ | PINNED, **pipes)
+        self._process = subprocess.Popen(command, text=True, env=os.environ | SPINNING, **pipes)
         self.steps: list[dict[str, float]] = []
         self._answer()
 

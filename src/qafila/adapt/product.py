@@ -2,7 +2,8 @@
 
 Only ``x`` (which the layer before keeps anyway) and the weights are saved: ``x A^T`` and a quantised ``W`` are made
 again on the way back, no ``[tokens, out]`` or ``[tokens, in]`` beside the result is ever filled, and ``W`` gets no
-gradient. LoRA: arXiv 2106.09685.
+gradient. Where tokens are many and arithmetic is float32 on a CPU, ``x (W + s B A)^T`` is computed instead: thin products
+over all tokens wait for memory, while the sum is made once. LoRA: arXiv 2106.09685.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from qafila.adapt.frozen import dense
+from qafila.adapt.frozen import PLAIN, dense
 
 
 def low_rank_product(
@@ -33,6 +35,20 @@ def low_rank_product(
     return y
 
 
+def _merging_pays(x: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether ``W + s B A`` costs less than two thin products over all tokens, and loses nothing to rounding."""
+    n_in, n_out = a.shape[1], b.shape[0]
+    exact = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return exact and x.numel() // n_in * (n_in + n_out) >= 2 * n_in * n_out
+
+
+def _merged(a: Tensor, b: Tensor, scaling: float, form: str, stored: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """``W + s B A``, ``[out, in]``."""
+    weight = dense(form, stored, (b.shape[0], a.shape[1]), dtype)
+    out = None if form == PLAIN and stored[0].dtype == dtype else weight  # the stored matrix itself must stay as it is
+    return torch.addmm(weight, b.to(dtype), a.to(dtype), alpha=scaling, out=out)
+
+
 class _LowRankProduct(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -40,8 +56,11 @@ class _LowRankProduct(torch.autograd.Function):
     ) -> Tensor:
         """``[..., out]``."""
         ctx.one_input, ctx.scaling, ctx.form = dropped is None, scaling, form
+        ctx.merged = dropped is None and _merging_pays(x, a, b)
         dropped = x if dropped is None else dropped
         ctx.save_for_backward(dropped, a, b, *stored)
+        if ctx.merged:
+            return F.linear(x, _merged(a, b, scaling, form, stored, x.dtype))
         weight = dense(form, stored, (b.shape[0], a.shape[1]), x.dtype)
         y = x.reshape(-1, x.shape[-1]) @ weight.T
         low = dropped.reshape(-1, x.shape[-1]) @ a.to(x.dtype).T
@@ -59,11 +78,14 @@ class _LowRankProduct(torch.autograd.Function):
         grad_low = (grad @ b_now).mul_(ctx.scaling)  # [tokens, r]
         grad_x = grad_dropped = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ dense(ctx.form, tuple(stored), (b.shape[0], a.shape[1]), dtype)
-            if ctx.one_input:
-                grad_x.addmm_(grad_low, a_now)
+            if ctx.merged:
+                grad_x = grad @ _merged(a, b, ctx.scaling, ctx.form, tuple(stored), dtype)
             else:
+                grad_x = grad @ dense(ctx.form, tuple(stored), (b.shape[0], a.shape[1]), dtype)
+            if not ctx.one_input:
                 grad_dropped = (grad_low @ a_now).view_as(dropped)
+            elif not ctx.merged:
+                grad_x.addmm_(grad_low, a_now)
             grad_x = grad_x.view_as(dropped)
         if ctx.needs_input_grad[2]:
             grad_a = (grad_low.T @ flat).to(a.dtype)

@@ -61,13 +61,14 @@ class PackedDocuments:
 def _span_by_span(q_1HTN: Tensor, k_1KTN: Tensor, v_1KTN: Tensor, spans: Sequence[int]) -> Tensor:
     outputs = []
     # Neighbours of one length go together: rows that are one document each are the usual case of pretraining.
-    start = 0
-    for length, count in _runs(spans):
-        end = start + length * count
-        q, k, v = (_stacked(x_1HTN[:, :, start:end], count) for x_1HTN in (q_1HTN, k_1KTN, v_1KTN))
+    runs = _runs(spans)
+    sizes = [length * count for length, count in runs]
+    # Split once: the gradient of a slice is a tensor as long as all of them, that of a split their concatenation.
+    parts = zip(*(x_1HTN.split(sizes, dim=2) for x_1HTN in (q_1HTN, k_1KTN, v_1KTN)), strict=True)
+    for (_, count), part in zip(runs, parts, strict=True):
+        q, k, v = (_stacked(x_1HTN, count) for x_1HTN in part)
         out_CHLN = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         outputs.append(out_CHLN.transpose(1, 2).flatten(0, 1).flatten(-2))
-        start = end
     return torch.cat(outputs)[None]
 
 

@@ -23,6 +23,7 @@ from qafila.parameters import parameter_shapes
 from qafila.text.chat_format import ChatFormat
 from qafila.text.formats import chat_format, detect_format, template_of
 from qafila.text.tokenizer import Tokenizer, load_tokenizer
+from qafila.train.allocator import keep_freed_memory
 from qafila.train.recipe import Recipe
 from qafila.train.recompute import recompute_layers
 from qafila.train.shape import as_asked, planned_config
@@ -182,6 +183,7 @@ def start_device(recipe: Recipe, processes: int = 1) -> torch.device:
 
     Without a word of the recipe the machine's cores are shared out over its ``processes``.
     """
+    keep_freed_memory()
     torch.set_num_threads(recipe.train.threads or max(1, usable_cores() // processes))
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
