@@ -2,15 +2,15 @@
 
     python benchmarks/train_speed.py --kind lora|full [--steps 6] [--sides ours-float32,sdpa-float32] [--json]
 
-Both sides open one folder (a model exported to Hugging Face's files), read the same packed rows (chats of ``--data``, 4 x
-512 tokens by default), begin with the same adapter and move it with the same AdamW, clipping included. Ours is a run of
-``qafila train`` without what is written to disk; theirs gets the positions of each document, from which transformers makes
-its mask of packed rows, so that both compute the same loss. A side is ``ours`` or one of the peer's attention settings,
-and the precision: for ours a recipe's ``train.precision``, for theirs the type of the weights.
+Both sides open one folder (a model exported to Hugging Face's files), read the same packed rows (chats of ``--data``,
+4 x 512 tokens by default), begin with the same adapter and move it with the same AdamW, clipping included. Ours is a
+run of ``qafila train`` without what is written to disk; theirs gets the positions of each document, from which
+transformers makes its mask of packed rows, so that both compute the same loss. A side is ``ours`` or one of the peer's attention
+settings, and the precision: for ours a recipe's ``train.precision``, for theirs the type of the weights.
 
 Every side is a process of its own, with its own peak of memory (Linux), and all but the one whose turn it is are
-stopped. The first step of each is not timed; then they take turns, step by step; times are medians. Threads are pinned and
-spin while they wait, on both sides, so that other work of the machine disturbs less.
+stopped. The first step of each is not timed; then they take turns, step by step; times are medians. Threads are pinned
+and spin while they wait, on both sides, so that other work of the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -256,13 +256,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": options.kind, "rows": options.rows, "sequence": options.sequence, "sides": {}}
     reference = next(iter(sides.values()))
     for name, side in sides.items():
-        seconds = statistics.median(step["seconds"] for step in side.steps[1:])
+        seconds = statistics.median(step["seconds"] for step in side.steps[1:] or side.steps)
         losses = [step["loss"] for step in side.steps]
         apart = max(abs(a["loss"] / b - 1) for a, b in zip(reference.steps, losses, strict=True))
         found["sides"][name] = {
             "tokens_per_second": tokens / seconds,
             "seconds": seconds,
-            "cpu_seconds": statistics.median(step["cpu"] for step in side.steps[1:]),
+            "cpu_seconds": statistics.median(step["cpu"] for step in side.steps[1:] or side.steps),
             "peak": side.steps[-1]["peak"],
             "losses": losses,
             "apart": apart,
@@ -282,8 +282,9 @@ def table(found: Mapping[str, Any]) -> str:
     for name, side in found["sides"].items():
         ratio = first["tokens_per_second"] / side["tokens_per_second"]
         lines.append(
-            f"| {name} | {side['tokens_per_second']:.1f} | {ratio:.2f} | {side['seconds']:.2f} | {side['cpu_seconds']:.2f} "
-            f"| {side['peak'] / 1e6:.0f} | {side['losses'][0]:.4f} | {side['losses'][-1]:.4f} | {side['apart']:.3%} |"
+            f"| {name} | {side['tokens_per_second']:.1f} | {ratio:.2f} | {side['seconds']:.2f} "
+            f"| {side['cpu_seconds']:.2f} | {side['peak'] / 1e6:.0f} "
+            f"| {side['losses'][0]:.4f} | {side['losses'][-1]:.4f} | {side['apart']:.3%} |"
         )
     return "\n".join(lines)
 

@@ -2,8 +2,8 @@
 
 Only ``x`` (which the layer before keeps anyway) and the weights are saved: ``x A^T`` and a quantised ``W`` are made
 again on the way back, no ``[tokens, out]`` or ``[tokens, in]`` beside the result is ever filled, and ``W`` gets no
-gradient. Where tokens are many and arithmetic is float32 on a CPU, ``x (W + s B A)^T`` is computed instead: thin products
-over all tokens wait for memory, while the sum is made once. LoRA: arXiv 2106.09685.
+gradient. Where tokens are many and arithmetic is float32 on a CPU, ``x (W + s B A)^T`` is computed instead: thin
+products over all tokens wait for memory, while the sum is made once. LoRA: arXiv 2106.09685.
 """
 
 from __future__ import annotations

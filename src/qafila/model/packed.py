@@ -64,7 +64,7 @@ def _span_by_span(q_1HTN: Tensor, k_1KTN: Tensor, v_1KTN: Tensor, spans: Sequenc
     runs = _runs(spans)
     sizes = [length * count for length, count in runs]
     # Split once: the gradient of a slice is a tensor as long as all of them, that of a split their concatenation.
-    parts = zip(*(x_1HTN.split(sizes, dim=2) for x_1HTN in (q_1HTN, k_1KTN, v_1KTN)), strict=True)
+    parts = zip(*(torch.split(x_1HTN, sizes, dim=2) for x_1HTN in (q_1HTN, k_1KTN, v_1KTN)), strict=True)
     for (_, count), part in zip(runs, parts, strict=True):
         q, k, v = (_stacked(x_1HTN, count) for x_1HTN in part)
         out_CHLN = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -49,15 +49,15 @@ def save_state(subject: Subject, state: Mapping[str, Tensor], folder: Path) -> N
 def _save_whole(subject: Subject, state: Mapping[str, Tensor], folder: Path) -> None:
     """Leave a model with these parameters in ``folder``."""
     staged = folder / ".model"
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("reward_head.")}
-    export(checkpoint_of(subject, state), staged, "hf", overwrite=True)
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("reward_head.")}
+    export(checkpoint_of(subject, kept), staged, "hf", overwrite=True)
     for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(folder / file.name)
     staged.rmdir()
     if subject.recipe.objective == "reward":
         from qafila.train.reward_export import save_reward_model
 
-        save_reward_model(subject, model.state_dict()["reward_head.score"], folder)
+        save_reward_model(subject, state["reward_head.score"], folder)
 
 
 def _save_adapter(subject: Subject, model: LlamaModel, folder: Path) -> None:
