@@ -5,8 +5,8 @@
 Both sides open one folder (a model exported to Hugging Face's files), read the same packed rows (chats of ``--data``,
 4 x 512 tokens by default), begin with the same adapter and move it with the same AdamW, clipping included. Ours is a
 run of ``qafila train`` without what is written to disk; theirs gets the positions of each document, from which
-transformers makes its mask of packed rows, so that both compute the same loss. A side is ``ours`` or one of the peer's attention
-settings, and the precision: for ours a recipe's ``train.precision``, for theirs the type of the weights.
+transformers makes its mask of packed rows, so that both compute the same loss. A side is ``ours`` or one of the peer's
+attention settings, and the precision: for ours a recipe's ``train.precision``, for theirs the type of the weights.
 
 Every side is a process of its own, with its own peak of memory (Linux), and all but the one whose turn it is are
 stopped. The first step of each is not timed; then they take turns, step by step; times are medians. Threads are pinned
@@ -126,8 +126,6 @@ def our_side(options: argparse.Namespace, precision: str) -> Step:
     objective = make_objective(subject, model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trainer = Trainer(
-        model=model,
-        objective=objective,
         loader=batches(options),
         optimizer=make_optimizer(trained, recipe.optimizer, recipe.train.precision),
         schedule=lambda step: 1.0,

@@ -31,11 +31,11 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start a run again that is there.")] = False,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="With --dry-run: plan for this many processes (GPUs).")
+        int | None,
+        typer.Option(
+            "--nproc", metavar="N", min=1, help="Train in N processes on this machine; with --dry-run: plan for N GPUs."
+        ),
     ] = None,
-    nproc: Annotated[
-        int, typer.Option("--nproc", metavar="N", min=1, help="Train in N processes on this machine.")
-    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a model by a recipe; it is in runs/NAME afterwards, and opens like any other.
@@ -43,8 +43,6 @@ def command(
     Ctrl-C and SIGTERM finish the step, keep a checkpoint and the model, and end; --resume goes on.
     """
     _needs_training_extra()
-    if processes is not None and not dry_run:
-        raise UsageError("--processes: goes with --dry-run; --nproc trains in several processes")
     from qafila.train.recipe import read_recipe
 
     checked = read_recipe(recipe, overrides or [], small=small)
@@ -52,8 +50,8 @@ def command(
     if dry_run:
         _dry_run(checked, folder, processes, as_json)
         return
-    if nproc > 1:
-        raise typer.Exit(_launch(nproc))
+    if processes is not None and processes > 1:
+        raise typer.Exit(_launch(processes))
     from qafila.train.report import Reporter, Silent
 
     reporter: Reporter = Silent()
