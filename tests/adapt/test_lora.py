@@ -198,6 +198,25 @@ def test_bfloat16_rounds_only_the_products() -> None:
     assert (exact(some_ids()) - logits).abs().max() < 0.25
 
 
+def test_a_narrower_base_is_widened_with_and_without_the_adapter() -> None:
+    """On a CPU a bfloat16 base computes in float32, as the reference of DPO too, where the adapter is off."""
+    torch.manual_seed(0)
+    linear = nn.Linear(16, 24, bias=False, dtype=torch.bfloat16)
+    x = torch.randn(3, 16, requires_grad=True)
+    expected = x.detach() @ linear.weight.detach().float().T
+    whole = FrozenLinear(16, 24, "plain", (linear.weight.detach(),))(x)
+    torch.testing.assert_close(whole.detach(), expected)
+    whole.sum().backward()
+    torch.testing.assert_close(x.grad, linear.weight.detach().float().sum(0).expand(3, 16))
+    adapted = LoraLinear(linear)
+    adapted.add_adapter(LoraShape(2, 4.0), dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        adapted.lora_b.normal_()
+    assert not torch.allclose(adapted(x).detach(), expected)
+    adapted.enabled = False
+    torch.testing.assert_close(adapted(x).detach(), expected)
+
+
 def test_without_its_adapter_a_model_is_its_base() -> None:
     model = ours()
     ids = some_ids()

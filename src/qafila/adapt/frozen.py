@@ -54,7 +54,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 def frozen_product(x: Tensor, form: str, shape: tuple[int, int], stored: tuple[Tensor, ...]) -> Tensor:
     """``x W^T`` with a W that gets no gradient; see :func:`dense` for the last three."""
-    if form == PLAIN:
+    if form == PLAIN and stored[0].dtype == x.dtype:
         return F.linear(x, stored[0])
     result: Tensor = _FrozenProduct.apply(x, form, shape, *stored)  # type: ignore[no-untyped-call]
     return result
