@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,16 @@ import pytest
 from qafila.data.examples import read_examples
 from qafila.machine import Machine
 from qafila.presets import preset
+from qafila.text.formats import detect_format
 from qafila.text.tokenizer import load_tokenizer
 from qafila.train.estimate import Amounts, estimate
-from qafila.train.recipe import Recipe, read_recipe
+from qafila.train.recipe import Recipe, check_recipe, read_recipe
+from qafila.train.run import train
+from qafila.train.schedule import short_of_warmup
 from qafila.train.shape import planned_config
+from qafila.train.subject import find_subject
+from qafila.weights.adapter_model import open_adapter_model
+from qafila.weights.load import open_checkpoint
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -63,11 +70,50 @@ def test_a_recipe_made_small(path: Path) -> None:
     assert plan.processes == 1
     assert plan.tokens is not None
     assert plan.tokens <= 50_000
+    assert plan.steps is not None
+    assert short_of_warmup(recipe.schedule, plan.steps) is None
     for source in recipe.data.train:
         assert (FOLDER / source.path).is_file()
         kinds = {example.kind for example in read_examples(FOLDER / source.path, form=source.form)}
         wanted = {"pretrain": {"text"}, "fim": {"text"}, "sft": {"chat"}}.get(recipe.objective, {"preference"})
         assert kinds == wanted
+
+
+@pytest.fixture(scope="module")
+def stand_in(default_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the default one's tokenizer and template, so small that every recipe takes a step in a second."""
+    shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 64, "context_length": 2048}
+    raw = {
+        "name": "stand-in",
+        "objective": "pretrain",
+        "model": {"shape": shape, "tokenizer": str(default_gguf)},
+        "data": {"train": [{"path": "data/text-en.jsonl"}], "workers": 1},
+        "train": {"steps": 1, "batch": 1, "longest_first": False},
+    }
+    return train(check_recipe(raw, "stand-in"), beside=FOLDER, out=tmp_path_factory.mktemp("runs")).folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recipe_made_small_takes_a_step(
+    path: Path, stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qafila.train.plots.draw", lambda lines, folder: [])  # a third of the time; test_run draws
+    changes = ["train.steps=1", "train.longest_first=false", "data.workers=1", "evaluate.rows=1", "evaluate.prompts=[]"]
+    small = path.stem != "quickstart"  # which is small as it is
+    if read_recipe(path, small=small).model.base == "default":
+        changes.append(f"model.base={stand_in}")
+    recipe = read_recipe(path, changes, small=small)
+    result = train(recipe, beside=FOLDER, out=tmp_path)
+    assert result.steps == 1
+    assert result.loss is not None
+    assert math.isfinite(result.loss)
+    assert math.isfinite(result.validation.get("loss", 0.0))  # so few records may leave none to validate on
+    left = open_adapter_model(result.folder).base if recipe.adapter else open_checkpoint(result.folder)
+    if recipe.objective == "sft":
+        trained = find_subject(recipe, FOLDER).chat
+        assert trained is not None
+        assert detect_format(left.chat_template, left.tokenizer).name == trained.name
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -163,9 +209,6 @@ def test_cluster_layouts_take_the_hours_of_the_model_cards(name: str, hours: flo
 
 
 def test_quickstart_stays_within_its_tokens(default_gguf: Path) -> None:
-    from qafila.text.formats import detect_format
-    from qafila.weights.load import open_checkpoint
-
     checkpoint = open_checkpoint(default_gguf)
     chat = detect_format(checkpoint.chat_template, checkpoint.tokenizer)
     examples = list(read_examples(DATA / "quickstart.jsonl"))
