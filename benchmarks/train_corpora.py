@@ -1,21 +1,18 @@
-"""Real corpora for the runs of ``benchmarks/RESULTS.md``.
+"""Real corpora for training runs: ``python benchmarks/train_corpora.py english arabic --xz``.
 
-``python benchmarks/train_corpora.py NAME... --to build/corpora``
-
-Of the data in ``../shared/data`` (absent from the repository): ``english`` and ``arabic`` books, cleaned, some whole
-books held out; ``instructions`` (OASST and Alpaca), ``preferences``, ``arabic-pairs``, split the same way each time.
+Of the data in ``../shared/data`` (absent from the repository): ``english`` and ``arabic`` books, cleaned, four
+whole books held out, the same ones each time; ``--xz`` says what they cost after the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
 import lzma
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", choices=list(MAKERS), metavar="NAME", help=", ".join(MAKERS))
     parser.add_argument("--to", type=Path, default=Path("build/corpora"))
-    parser.add_argument("--bytes", type=float, default=20e6, help="most text of a language that is learned from")
+    parser.add_argument("--xz", action="store_true", help="bits that xz -9e takes for a held-out byte")
+    parser.add_argument("--bytes", type=float, default=14e6, help="most text of a language that is learned from")
     arguments = parser.parse_args()
     arguments.to.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
@@ -40,8 +38,21 @@ def main() -> None:
         for part, records in (("train", learned), ("heldout", held)):
             path = arguments.to / f"{name}-{part}.jsonl"
             path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-            size = sum(len(r["text"].encode()) for r in records if "text" in r)
-            print(f"{path}: {len(records)} records" + (f", {size:,} bytes of text" if size else ""))
+            print(f"{path}: {len(records)} books, {len(_text(records)):,} bytes of text")
+        if arguments.xz:
+            print(f"xz -9e: {xz_bits(_text(learned), _text(held)):.3f} bits a held-out byte of {name}")
+
+
+def xz_bits(learned: bytes, held: bytes) -> float:
+    """Bits that ``xz -9e`` takes for each byte of a text that follows what it could learn from."""
+    preset = 9 | lzma.PRESET_EXTREME
+    return (
+        8 * (len(lzma.compress(learned + held, preset=preset)) - len(lzma.compress(learned, preset=preset))) / len(held)
+    )
+
+
+def _text(records: list[Record]) -> bytes:
+    return "".join(record["text"] for record in records).encode()
 
 
 def english(most: int) -> tuple[list[Record], list[Record]]:
@@ -84,27 +95,6 @@ def clean_openiti(text: str) -> str:
     return "\n\n".join(made) + "\n"
 
 
-def instructions(most: int) -> tuple[list[Record], list[Record]]:
-    """OASST's conversations and Alpaca's instructions; 5% of each is held out."""
-    learned: list[Record] = []
-    held: list[Record] = []
-    for name in ("oasst_953.jsonl.gz", "alpaca_4500.jsonl.gz"):
-        for record in _read(name):
-            (held if _hash(json.dumps(record)) % 20 == 0 else learned).append(record)
-    return learned, held
-
-
-def preferences(most: int) -> tuple[list[Record], list[Record]]:
-    """AlpacaEval's judged pairs; a tenth of the instructions is held out."""
-    learned: list[Record] = []
-    held: list[Record] = []
-    for r in _read("alpacaeval_pairs.jsonl.gz"):
-        better, worse = ("output_1", "output_2") if r["preference"] < 1.5 else ("output_2", "output_1")
-        made = {"prompt": r["instruction"], "chosen": r[better], "rejected": r[worse]}
-        (held if _hash(r["instruction"]) % 10 == 0 else learned).append(made)
-    return learned, held
-
-
 def _books(
     name: str, clean: Callable[[str], str], most: int, held: tuple[int, int]
 ) -> tuple[list[Record], list[Record]]:
@@ -124,11 +114,9 @@ def _books(
     return learned, out
 
 
-def _read(name: str) -> Iterator[Record]:
-    path = DATA / name
-    packed = path.read_bytes()
-    text = lzma.decompress(packed) if path.suffix == ".xz" else gzip.decompress(packed)
-    return (json.loads(line) for line in text.splitlines())
+def _read(name: str) -> list[Record]:
+    with lzma.open(DATA / name, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def _hash(text: str) -> int:
@@ -138,8 +126,6 @@ def _hash(text: str) -> int:
 MAKERS: dict[str, Callable[[int], tuple[list[Record], list[Record]]]] = {
     "english": english,
     "arabic": arabic,
-    "instructions": instructions,
-    "preferences": preferences,
 }
 
 

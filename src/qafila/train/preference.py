@@ -68,8 +68,13 @@ class _OfPairs(ABC):
 
 def _told(losses: Tensor, difference: Tensor, **others: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of all pairs, and what is reported of them: ``difference`` is how much better the chosen answer is."""
-    told = {"loss": losses, "accuracy": (difference > 0).to(losses.dtype), "margin": difference, **others}
+    told = {"loss": losses, "accuracy": _right(difference), "margin": difference, **others}
     return losses.sum(), {name: value.detach().sum() for name, value in told.items()}
+
+
+def _right(difference: Tensor) -> Tensor:
+    """One for each pair that is told right, a half for a tie: a policy that is its own reference has no preference."""
+    return (difference.sign() + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -170,5 +175,5 @@ class Reward(_OfPairs):
         for number, name in enumerate(MARGINS):
             of_range = bins == number
             sums[f"pairs at {name}"] = of_range.sum()
-            sums[f"right at {name}"] = (of_range & (difference > 0)).sum()
+            sums[f"right at {name}"] = _right(difference)[of_range].sum()
         return sums
