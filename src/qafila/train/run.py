@@ -145,7 +145,7 @@ class Run:
             warn=reporter.warn,
         )
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-        self._utilisation = Utilisation.of(recipe, subject.config, gpu)
+        self._utilisation = Utilisation.of(recipe, subject.config, gpu, world.size)
         self._log: MetricsLog | None = None
         self.last_validation: dict[str, float] = {}
         self.loss: float | None = None
