@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qafila.model.mlp import gated
-from qafila.model.norm import rms_normalise, trained_norm
+from qafila.model.norm import RMSNorm, rms_normalise, trained_norm
 from qafila.model.rope import rotate
 
 
@@ -56,3 +56,13 @@ def test_a_frozen_norm_gets_no_gradient() -> None:
     trained_norm(x, weight, 1e-5).sum().backward()
     assert x.grad is not None
     assert weight.grad is None
+
+
+def test_a_frozen_bfloat16_norm_trains_what_is_before_it_in_float32() -> None:
+    norm = RMSNorm(8, 1e-5).to(torch.bfloat16).requires_grad_(False)
+    x = torch.randn(4, 8, requires_grad=True)
+    y = norm(x)
+    y.square().sum().backward()
+    assert y.dtype is torch.float32
+    assert x.grad is not None
+    assert x.grad.dtype is torch.float32

@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; same shape and type come back."""
         if x.dtype is torch.float32 and x.device.type == "cpu" and torch.is_grad_enabled():
-            return trained_norm(x, self.weight, self.eps)
+            return trained_norm(x, self.weight.float(), self.eps)
         return rms_normalise(x, self.eps) * self.weight
 
 

@@ -172,12 +172,15 @@ def _worker(rank: int, world: int, file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     for kind, layout in KINDS[world].items():
-        for name, config in MODELS.items():
+        # Four processes show how layouts go together; what each makes of every model, two have shown.
+        names = MODELS if world == 2 else ("mixture",) if layout.expert > 1 else ("dense",)
+        for name in names:
+            config = MODELS[name]
             mixed = layout.expert == 1 or config.moe is not None
             if mixed and (layout.pipeline == 1 or not config.tie_embeddings):
                 _compare(f"{kind}, {name}", config, layout)
         for objective in ("preference", "reward"):
-            if layout.pipeline * layout.context * layout.expert == 1:
+            if world == 2 and layout.pipeline * layout.context * layout.expert == 1:
                 _compare(f"{kind}, {objective}", DENSE, layout, objective)
     dist.destroy_process_group()
 
