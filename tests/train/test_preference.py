@@ -74,7 +74,7 @@ def test_dpo_begins_at_the_logarithm_of_two_with_the_model_as_its_own_reference(
     objective = Preference(0.1, 0.0, lambda policy: nullcontext())
     loss = objective(model, batch, 0.5)
     assert float(loss.total.detach()) == pytest.approx(math.log(2), rel=1e-6)
-    assert float(loss.sums["accuracy"]) == 1  # of two pairs: ties, not faults
+    assert float(objective.evaluate(model, batch)["accuracy"]) == 1  # of two pairs: ties, not faults
     loss.total.backward()
     # Each gradient of DPO at its start is beta / 2 times that of the rejected less the chosen answer.
     grad = model.lm_head.weight.grad

@@ -91,9 +91,10 @@ def _watch(running: Sequence[subprocess.Popen[bytes]], logs: Sequence[IO[bytes]]
                 return 0
             time.sleep(0.05)
             continue
+        # 128 + signal: asked to stop, which the others do as well; the first one leaves the model, however long it takes.
+        asked = (running[failed].returncode or 0) > 128
         with contextlib.suppress(subprocess.TimeoutExpired):
-            told = running[0].wait(_TOLD)
-            # 128 + signal: asked to stop, which the others do as well.
+            told = running[0].wait(None if asked else _TOLD)
             if told > 128:
                 _wait(running, _GRACE)
             if told > 0:
