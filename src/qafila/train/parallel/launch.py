@@ -91,7 +91,7 @@ def _watch(running: Sequence[subprocess.Popen[bytes]], logs: Sequence[IO[bytes]]
                 return 0
             time.sleep(0.05)
             continue
-        # 128 + signal: asked to stop, which the others do as well; the first one leaves the model, however long it takes.
+        # 128 + signal: asked to stop, as the others are; the first one leaves the model, however long it takes.
         asked = (running[failed].returncode or 0) > 128
         with contextlib.suppress(subprocess.TimeoutExpired):
             told = running[0].wait(None if asked else _TOLD)
