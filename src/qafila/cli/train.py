@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,8 +49,14 @@ def command(
     if dry_run:
         _dry_run(checked, folder, processes, as_json)
         return
-    if processes is not None and processes > 1:
-        raise typer.Exit(_launch(processes))
+    from qafila.train.parallel.world import is_first_process, world_size
+
+    if processes is not None and processes != (started := world_size()):
+        if started > 1:
+            raise UsageError(f"--nproc {processes}: torchrun has started {started} processes already; leave it out")
+        from qafila.train.parallel.launch import launch, own_command
+
+        raise typer.Exit(launch(own_command(sys.argv[1:]), processes))
     from qafila.train.report import Reporter, Silent
 
     reporter: Reporter = Silent()
@@ -62,39 +67,23 @@ def command(
     from qafila.train.run import train
 
     result = train(checked, beside=folder, out=to, resume=resume, overwrite=force, reporter=reporter, answerer=_answer)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         _tell(result, as_json)
     if result.stopped is not None:
         raise typer.Exit(128 + result.stopped)
 
 
-def _launch(processes: int) -> int:
-    """This very command in several processes, without the option."""
-    from qafila.train.parallel.launch import launch, own_command
-
-    if "WORLD_SIZE" in os.environ:
-        raise UsageError("--nproc: torchrun has started several processes already; leave it out")
-    words = iter(sys.argv[1:])
-    kept = []
-    for word in words:
-        if word == "--nproc":
-            next(words)
-        elif not word.startswith("--nproc="):
-            kept.append(word)
-    return launch(own_command(kept), processes)
-
-
-def _answer(folder: Path, prompts: Sequence[str], *, chat: str | None, max_tokens: int) -> list[dict[str, Any]]:
+def _answer(folder: Path, prompts: Sequence[str], *, chat: bool, max_tokens: int) -> list[dict[str, Any]]:
     """Answers of the native engine: what `qafila chat` would show."""
     from qafila.chat.llama import Llama
 
     with Llama.load(folder) as llama:  # which carries the format that it learns
         found = []
         for prompt in prompts:
-            if chat is None:
-                answer = llama.complete(prompt, temperature=0.0, max_tokens=max_tokens)
-            else:
+            if chat:
                 answer = llama.chat([{"role": "user", "content": prompt}], temperature=0.0, max_tokens=max_tokens)
+            else:
+                answer = llama.complete(prompt, temperature=0.0, max_tokens=max_tokens)
             found.append({"prompt": prompt, "answer": answer.text, "stopped": answer.finish_reason == "stop"})
         return found
 

@@ -18,11 +18,11 @@ from qafila.config import AttentionKind, ModelConfig
 
 
 class PackedPattern(Protocol):
-    """An `AttentionPattern` of packed documents, with the position of each token in its document (on the CPU)."""
+    """An `AttentionPattern` of packed documents, which knows where each of them begins."""
 
     @property
-    def positions_T(self) -> Tensor:  # noqa: N802, D102
-        ...
+    def positions_T(self) -> Tensor:  # noqa: N802 - its axes are part of the name
+        """Position of each token in its document, int64, on the CPU."""
 
     def attend(self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, kind: AttentionKind) -> Tensor:
         """As `AttentionPattern` says."""

@@ -34,6 +34,7 @@ from qafila.errors import FormatError, StorageError, UsageError
 from qafila.train import checkpoint_files as files
 from qafila.train import checkpoint_state as states
 from qafila.train.checkpoint_files import Found
+from qafila.train.parallel.world import first_does, told, tried
 
 Warn = Callable[[str], None]
 T = TypeVar("T")
@@ -197,7 +198,7 @@ class Checkpoints:
                     mine[name] = files.hash_file(staged / name)
             return mine
 
-        entries = {name: entry for each in self._gathered(_tried(hashes)) for name, entry in _told(each).items()}
+        entries = {name: entry for each in self._gathered(tried(hashes)) for name, entry in told(each).items()}
         found = Found(staged, snapshot.step, snapshot.metric, self.identity)
         facts = {"qafila": __version__, "torch": str(torch.__version__), "processes": self.world}
 
@@ -297,12 +298,7 @@ class Checkpoints:
 
     def _together(self, work: Callable[[], T]) -> T:
         """Process 0 does it, all have the result, or its error."""
-        if self._group is None:
-            return work()
-        outcome = [_tried(work) if self.rank == 0 else None]
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
-        result: T = _told(outcome[0])
-        return result
+        return work() if self._group is None else first_does(work, self._group)
 
     def _gathered(self, value: Any) -> list[Any]:
         """Every process's value, in every process."""
@@ -322,25 +318,6 @@ def _save_alone(tensors: dict[str, Tensor], writer: FileSystemWriter) -> None:
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
     plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
-
-
-def _tried(work: Callable[[], Any]) -> Any:
-    """The result, or the error as a value: it must reach all processes, or they wait for each other for ever."""
-    try:
-        return work()
-    except Exception as error:
-        return _Failure(error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    error: Exception
-
-
-def _told(outcome: Any) -> Any:
-    if isinstance(outcome, _Failure):
-        raise outcome.error
-    return outcome
 
 
 def _shown(name: str) -> str:

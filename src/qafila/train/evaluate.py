@@ -64,10 +64,8 @@ def bytes_of_targets(batches: Sequence[Batch], tokenizer: Tokenizer) -> int:
 class Answerer(Protocol):
     """Something faster than the training model that answers out of a folder with a model in it: the native engine."""
 
-    def __call__(
-        self, folder: Path, prompts: Sequence[str], *, chat: str | None, max_tokens: int
-    ) -> list[dict[str, Any]]:
-        """Greedy answers in the chat format of that name (None: continuations), each as `answers` gives them."""
+    def __call__(self, folder: Path, prompts: Sequence[str], *, chat: bool, max_tokens: int) -> list[dict[str, Any]]:
+        """Greedy answers in the model's chat format, or continuations, each as `answers` gives them."""
 
 
 def answers(model: LlamaModel, subject: Subject, prompts: Sequence[str], max_tokens: int) -> list[dict[str, Any]]:

@@ -60,6 +60,9 @@ class Executor(Protocol):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This process's parameters, or parts of them."""
 
+    def trained(self) -> dict[str, Tensor]:
+        """All parameters that are trained, whole, on the process that writes files; on others none. All call it."""
+
     def evaluate(self, batch: DeviceBatch) -> Mapping[str, Tensor]:
         """The objective's sums over a validation batch."""
 
@@ -97,6 +100,10 @@ class OneProcess:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's."""
         return self.model.named_parameters()
+
+    def trained(self) -> dict[str, Tensor]:
+        """As they are, without a copy."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def evaluate(self, batch: DeviceBatch) -> Mapping[str, Tensor]:
         """As `Executor` says."""

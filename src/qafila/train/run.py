@@ -29,7 +29,7 @@ from qafila.train.parallel.world import World, joined, world_size
 from qafila.train.recipe import Recipe
 from qafila.train.report import Reporter, Silent
 from qafila.train.run_folder import MetricsLog, RunFolder
-from qafila.train.save import save_model, save_state
+from qafila.train.save import save_model
 from qafila.train.schedule import learning_rate_factor, short_of_warmup
 from qafila.train.signals import StopRequest, stopping
 from qafila.train.sources import NamedPack, Packs, find_packs
@@ -109,9 +109,9 @@ class Run:
         folder: RunFolder,
         packs: Packs,
         reporter: Reporter,
-        answerer: Answerer | None = None,
-        world: World = World(),  # noqa: B008 - frozen
-        layout: Layout = Layout(),  # noqa: B008 - frozen
+        answerer: Answerer | None,
+        world: World,
+        layout: Layout,
     ) -> None:
         recipe = subject.recipe
         self._answerer = answerer
@@ -341,40 +341,26 @@ class Run:
     def _answers(self) -> list[dict[str, Any]]:
         wanted = self.recipe.evaluate
         executor = self.trainer.executor
-        alone = isinstance(executor, OneProcess)
         if isinstance(executor, OneProcess) and (self._answerer is None or self.device.type != "cpu"):
             return evaluate.answers(executor.model, self.subject, wanted.prompts, wanted.max_tokens)
         if self._answerer is None:
             return []
+        trained = executor.trained()
+        if not self.world.is_first:
+            return []
         staged = self.folder.path / ".samples"
         staged.mkdir(exist_ok=True)
         try:
-            self._save_model(staged)
-            if not (alone or self.world.is_first):
-                return []
-            of_texts = self.recipe.objective in ("pretrain", "fim")
-            chat = None if of_texts or self.subject.chat is None else self.subject.chat.name
+            save_model(self.subject, trained, staged)
+            chat = self.recipe.objective not in ("pretrain", "fim") and self.subject.chat is not None
             return self._answerer(staged, wanted.prompts, chat=chat, max_tokens=wanted.max_tokens)
         finally:
-            if self.world.is_first:
-                shutil.rmtree(staged, ignore_errors=True)
-
-    def _save_model(self, folder: Path) -> None:
-        """Leave the model in ``folder``; of many processes all call this, and the first one writes."""
-        executor = self.trainer.executor
-        if isinstance(executor, OneProcess):
-            save_model(self.subject, executor.model, folder)
-            return
-        from qafila.train.parallel.executor import ManyProcesses, whole_state
-
-        assert isinstance(executor, ManyProcesses)
-        state = whole_state(executor)
-        if self.world.is_first:
-            save_state(self.subject, state, folder)
+            shutil.rmtree(staged, ignore_errors=True)
 
     def _leave_model(self) -> None:
-        self._save_model(self.folder.path)
+        trained = self.trainer.executor.trained()
         if self.world.is_first:
+            save_model(self.subject, trained, self.folder.path)
             plots.draw(self.folder.lines(), self.folder.plots)
             write_card(self)
 

@@ -24,32 +24,17 @@ from qafila.weights.tensor import Tensor as WeightTensor
 _TYPES = {torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DType.BF16}
 
 
-def save_model(subject: Subject, model: LlamaModel, folder: Path) -> None:
-    """Leave the trained model in the run's folder: a Hugging Face model, or a PEFT adapter that names its base.
+def save_model(subject: Subject, trained: Mapping[str, Tensor], folder: Path) -> None:
+    """Leave the parameters that were trained in the run's folder: a Hugging Face model, or a PEFT adapter of its base.
 
     Every file is written beside its place and moved; the configuration, by which a folder is known to be a model, last.
     A reward model leaves its head in a folder of its own besides (`qafila.train.reward_export`).
     """
     if subject.recipe.adapter is not None:
-        _save_adapter(subject, model, folder)
+        _save_adapter(subject, trained, folder)
         return
-    _save_whole(subject, model.state_dict(), folder)
-
-
-def save_state(subject: Subject, state: Mapping[str, Tensor], folder: Path) -> None:
-    """As `save_model`, of the parameters that were trained, on the CPU."""
-    if subject.recipe.adapter is None:
-        _save_whole(subject, state, folder)
-        return
-    model = subject.build(torch.device("cpu"))
-    model.load_state_dict(dict(state), strict=False)
-    _save_adapter(subject, model, folder)
-
-
-def _save_whole(subject: Subject, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Leave a model with these parameters in ``folder``."""
     staged = folder / ".model"
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith("reward_head.")}
+    kept = {name: tensor for name, tensor in trained.items() if not name.startswith("reward_head.")}
     export(checkpoint_of(subject, kept), staged, "hf", overwrite=True)
     for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(folder / file.name)
@@ -57,15 +42,21 @@ def _save_whole(subject: Subject, state: Mapping[str, Tensor], folder: Path) -> 
     if subject.recipe.objective == "reward":
         from qafila.train.reward_export import save_reward_model
 
-        save_reward_model(subject, state["reward_head.score"], folder)
+        save_reward_model(subject, trained["reward_head.score"], folder)
 
 
-def _save_adapter(subject: Subject, model: LlamaModel, folder: Path) -> None:
-    from qafila.adapt.apply import adapter_of
+def _save_adapter(subject: Subject, trained: Mapping[str, Tensor], folder: Path) -> None:
+    from qafila.adapt.apply import adapter_of, apply_adapter
     from qafila.weights.adapter import write_adapter
 
-    assert subject.recipe.adapter is not None
+    options = subject.recipe.adapter
+    assert options is not None
     assert subject.source is not None
+    with torch.device("meta"):  # the frozen base is not written, so none is opened
+        model = LlamaModel(subject.config)
+    apply_adapter(model, options, save=options.save)
+    unknown = model.load_state_dict(dict(trained), strict=False, assign=True).unexpected_keys
+    assert not unknown, unknown
     source = subject.source
     if source != "default" and not source.startswith("hf:"):
         path = Path(source)
@@ -75,7 +66,7 @@ def _save_adapter(subject: Subject, model: LlamaModel, folder: Path) -> None:
         write_whole(folder / "chat_template.jinja", subject.chat_template)
         settings = json.dumps(generation_to_hf(subject.generation), indent=2) + "\n"
         write_whole(folder / "generation_config.json", settings)
-    adapter = adapter_of(model, subject.recipe.adapter, base_name=source)
+    adapter = adapter_of(model, options, base_name=source)
     write_adapter(folder, adapter, source)
 
 

@@ -144,12 +144,16 @@ class Subject:
 
     def initial(self, name: str) -> Tensor:
         """The value of a parameter before training, float32, on the CPU; what an objective has added begins at zero."""
-        shape = parameter_shapes(self.config).get(name)
+        shape = self._shapes.get(name)
         if shape is None:
             return torch.zeros(1, self.config.dim)
         if self.source is None:
-            return new_weight(self.config, name, self.recipe.model.init_std, self.recipe.train.seed)
+            return new_weight(self.config, name, shape, self.recipe.model.init_std, self.recipe.train.seed)
         return to_torch(self.checkpoint.tensors[name].read(), dtype=torch.float32)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(self.config)
 
     def _prepared(self, model: LlamaModel, device: torch.device) -> LlamaModel:
         """The model with what ``train`` says of how it is computed."""
@@ -245,18 +249,20 @@ def new_model(config: ModelConfig, std: float, seed: int, *, dtype: torch.dtype,
     """A model with fresh weights, the same for the same seed on every device (`new_weight`)."""
     with torch.device("meta"):
         model = LlamaModel(config)
-    state = {name: new_weight(config, name, std, seed).to(device, dtype) for name in parameter_shapes(config)}
+    state = {
+        name: new_weight(config, name, shape, std, seed).to(device, dtype)
+        for name, shape in parameter_shapes(config).items()
+    }
     model.load_state_dict(state, strict=True, assign=True)
     return model
 
 
-def new_weight(config: ModelConfig, name: str, std: float, seed: int) -> Tensor:
+def new_weight(config: ModelConfig, name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
     """A fresh parameter, float32 on the CPU, which depends on its name and the seed alone: any process can make it.
 
     Matrices are normal with deviation ``std``, those back into the residual with ``std / sqrt(2 L)`` (GPT-2's rule, as
     in torchtitan's Llama); norms are one, gates of cross-attention zero.
     """
-    shape = parameter_shapes(config)[name]
     if name.endswith("norm.weight"):
         return torch.ones(shape)
     if name.endswith("_gate"):

@@ -53,8 +53,15 @@ def qafila(*arguments: object) -> list[str]:
 
 
 def train(recipe: Path, out: Path, *more: object) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(
+        output_of(qafila("train", recipe, *more, "--to", out, "--json")).splitlines()[-1]
+    )
+    return report
+
+
+def output_of(command: list[str]) -> str:
     done = subprocess.run(
-        qafila("train", recipe, *more, "--to", out, "--json"),
+        command,
         capture_output=True,
         text=True,
         timeout=300,
@@ -62,8 +69,7 @@ def train(recipe: Path, out: Path, *more: object) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    return done.stdout
 
 
 Alone = Callable[..., Path]
@@ -131,8 +137,15 @@ def test_every_layout_learns_the_same(recipe: Path, alone: Alone, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_an_adapter_is_shared_out_too_and_opens(recipe: Path, alone: Alone, tmp_path: Path) -> None:
-    adapter = (f"model.base={alone() / 'tiny'}", "adapter.rank=4", "optimizer.lr=1e-2")
+@pytest.mark.parametrize(
+    "kind",
+    [('adapter.save=["embed_tokens"]',), ("adapter.kind=dora",), ("adapter.base=nf4",)],
+    ids=["lora", "dora", "nf4"],
+)
+def test_an_adapter_is_shared_out_too_and_opens(
+    recipe: Path, alone: Alone, tmp_path: Path, kind: tuple[str, ...]
+) -> None:
+    adapter = (f"model.base={alone() / 'tiny'}", "adapter.rank=4", "optimizer.lr=1e-2", *kind)
     one = alone(*adapter)
     train(recipe, tmp_path, *adapter, "--nproc", 2)
     assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
@@ -146,18 +159,11 @@ def test_an_adapter_is_shared_out_too_and_opens(recipe: Path, alone: Alone, tmp_
 @pytest.mark.slow
 def test_torchrun_starts_a_run_as_well(recipe: Path, alone: Alone, tmp_path: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "qafila", "train"]
-    done = subprocess.run(
-        [sys.executable, *words, str(recipe), "--to", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    output_of([sys.executable, *words, str(recipe), "--to", str(tmp_path)])
     assert losses(tmp_path) == pytest.approx(losses(alone()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_after_the_same_step(recipe: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         qafila("train", recipe, "train.steps=4000", "checkpoint.every=4000", "--to", tmp_path, "--nproc", 2),
@@ -179,6 +185,7 @@ def test_sigterm_stops_all_after_the_same_step(recipe: Path, tmp_path: Path) -> 
     assert list((tmp_path / "tiny" / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(recipe: Path, tmp_path: Path) -> None:
     for words, told in (
         (("--nproc", 2, "parallel.tensor=4"), "does not divide the 2 processes"),

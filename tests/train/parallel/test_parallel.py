@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from qafila.model.llama import LlamaModel
 from qafila.train.loop import OneProcess
 from qafila.train.next_token import NextToken
 from qafila.train.objective import DeviceBatch, Objective
-from qafila.train.parallel.executor import ManyProcesses, whole_state
+from qafila.train.parallel.executor import ManyProcesses
 from qafila.train.parallel.layout import Layout
 from qafila.train.parallel.mesh import Mesh
 from qafila.train.preference import Preference, Reward, RewardHead
@@ -37,6 +38,7 @@ MIXTURE = replace(
     temperature=AttentionTemperature(floor_scale=4, attn_scale=0.1),
 )
 MODELS = {"dense": DENSE, "tied": replace(DENSE, tie_embeddings=True), "mixture": MIXTURE}
+OBJECTIVES = ("preference", "reward")
 
 KINDS = {
     2: {
@@ -159,7 +161,7 @@ def _compare(kind: str, config: ModelConfig, layout: Layout, objective: str = "n
             msg=lambda m: f"{kind} {name}: {m}",  # noqa: B023
         )
     torch.optim.SGD(parameters.values(), lr=1.0, foreach=False).step()
-    state = whole_state(executor)
+    state = executor.trained()
     if dist.get_rank() == 0:
         assert state.keys() == weights.keys(), kind
         for name, weight in weights.items():
@@ -168,27 +170,36 @@ def _compare(kind: str, config: ModelConfig, layout: Layout, objective: str = "n
     assert {n: float(v) for n, v in found.items()} == pytest.approx(told, rel=1e-3), kind
 
 
-def _worker(rank: int, world: int, file: str) -> None:
+def _cases(world: int, names: tuple[str, ...]) -> Iterator[tuple[str, str, Layout]]:
+    """Layouts with the models and objectives of ``names`` that go with them.
+
+    Four processes show how layouts go together; what each makes of every model, two have shown.
+    """
+    for kind, layout in KINDS[world].items():
+        for name in names:
+            if name in OBJECTIVES:
+                fits = layout.pipeline * layout.context * layout.expert == 1
+            elif name == "mixture":
+                fits = world == 2 or layout.expert > 1
+            else:
+                fits = layout.expert == 1 and (layout.pipeline == 1 or name != "tied")
+            if fits:
+                yield kind, name, layout
+
+
+def _worker(rank: int, world: int, file: str, names: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    for kind, layout in KINDS[world].items():
-        # Four processes show how layouts go together; what each makes of every model, two have shown.
-        names = MODELS if world == 2 else ("mixture",) if layout.expert > 1 else ("dense",)
-        for name in names:
-            config = MODELS[name]
-            mixed = layout.expert == 1 or config.moe is not None
-            if mixed and (layout.pipeline == 1 or not config.tie_embeddings):
-                _compare(f"{kind}, {name}", config, layout)
-        for objective in ("preference", "reward"):
-            if world == 2 and layout.pipeline * layout.context * layout.expert == 1:
-                _compare(f"{kind}, {objective}", DENSE, layout, objective)
+    for kind, name, layout in _cases(world, names):
+        _compare(f"{kind}, {name}", MODELS.get(name, DENSE), layout, name if name in OBJECTIVES else "next")
     dist.destroy_process_group()
 
 
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    mp.spawn(_worker, (2, str(tmp_path / "store")), nprocs=2)
+@pytest.mark.parametrize("names", [("dense",), pytest.param(("tied", "mixture", *OBJECTIVES), marks=pytest.mark.slow)])
+def test_two_processes_are_as_one(tmp_path: Path, names: tuple[str, ...]) -> None:
+    mp.spawn(_worker, (2, str(tmp_path / "store"), names), nprocs=2)
 
 
 @pytest.mark.slow
 def test_four_processes_are_as_one(tmp_path: Path) -> None:
-    mp.spawn(_worker, (4, str(tmp_path / "store")), nprocs=4)
+    mp.spawn(_worker, (4, str(tmp_path / "store"), ("dense", "mixture")), nprocs=4)

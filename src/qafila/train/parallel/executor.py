@@ -81,6 +81,24 @@ class ManyProcesses:
         for part in self.parts:
             yield from part.named_parameters()
 
+    def trained(self) -> dict[str, Tensor]:
+        """All parameters that are trained, whole and on the CPU, on the first process; on others none. All call it."""
+        dimensions = self.mesh.grid.mesh_dim_names or ()
+        keeps = all(self.mesh.grid.get_local_rank(name) == 0 for name in dimensions if name != "pipeline")
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                value = parameter.detach()
+                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                if keeps:
+                    state[name] = whole.cpu()
+        if keeps and self.mesh.layout.pipeline > 1:
+            is_first = self.mesh.pipeline.get_local_rank() == 0
+            states: list[dict[str, Tensor]] | None = [{}] * self.mesh.layout.pipeline if is_first else None
+            dist.gather_object(state, states, group_dst=0, group=self.mesh.pipeline.get_group())
+            state = {name: value for each in states or [] for name, value in each.items()}
+        return state
+
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
@@ -164,23 +182,3 @@ class ManyProcesses:
         for module in sharded(self.parts[0]):
             module.set_requires_gradient_sync(last, recurse=False)
             module.set_is_last_backward(last)
-
-
-def whole_state(executor: ManyProcesses) -> dict[str, Tensor]:
-    """All parameters that are trained, whole and on the CPU, on the first process; on the others none. All call it."""
-    mesh = executor.mesh
-    dimensions = mesh.grid.mesh_dim_names or ()
-    keeps = all(mesh.grid.get_local_rank(name) == 0 for name in dimensions if name != "pipeline")
-    state: dict[str, Tensor] = {}
-    for name, parameter in executor.named_parameters():
-        if parameter.requires_grad:
-            value = parameter.detach()
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
-            if keeps:
-                state[name] = whole.cpu()
-    if keeps and mesh.layout.pipeline > 1:
-        is_first = mesh.pipeline.get_local_rank() == 0
-        states: list[dict[str, Tensor]] | None = [{}] * mesh.layout.pipeline if is_first else None
-        dist.gather_object(state, states, group_dst=0, group=mesh.pipeline.get_group())
-        state = {name: value for each in states or [] for name, value in each.items()}
-    return state

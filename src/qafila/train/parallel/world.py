@@ -35,19 +35,7 @@ class World:
         Raises:
             Exception: what ``work`` raised.
         """
-        if self.size == 1:
-            return work()
-        outcome: list[Any] = [None, None]
-        if self.is_first:
-            try:
-                outcome[0] = work()
-            except Exception as error:
-                outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: T = outcome[0]
-        return result
+        return work() if self.size == 1 else first_does(work)
 
     def largest(self, number: int) -> int:
         """The largest of all processes' numbers."""
@@ -57,6 +45,47 @@ class World:
         shared = torch.tensor([number], device=device)
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return int(shared.item())
+
+
+def first_does(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Process 0 does it, and all of ``group`` (by default: all) have the result, or its error.
+
+    Raises:
+        Exception: what ``work`` raised.
+    """
+    outcome = [tried(work) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(outcome, src=0, group=group)
+    result: T = told(outcome[0])
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: Exception
+
+
+def tried(work: Callable[[], Any]) -> Any:
+    """The result, or the error as a value: it must reach all processes, or they wait for each other for ever."""
+    try:
+        return work()
+    except Exception as error:
+        return _Failure(error)
+
+
+def told(outcome: Any) -> Any:
+    """What `tried` gave, perhaps on another process.
+
+    Raises:
+        Exception: what was raised there.
+    """
+    if isinstance(outcome, _Failure):
+        raise outcome.error
+    return outcome
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks: before it joins the others, and after it left them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def world_size(environment: Mapping[str, str] = os.environ) -> int:
