@@ -1,12 +1,14 @@
 """Real corpora for training runs: ``python benchmarks/train_corpora.py english arabic --xz``.
 
 Of the data in ``../shared/data`` (absent from the repository): ``english`` and ``arabic`` books, cleaned, four
-whole books held out, the same ones each time; ``--xz`` says what they cost after the others.
+whole books held out, the same ones each time; ``--xz`` says what they cost after the others. ``instructions`` are
+Alpaca's and ``preferences`` Anthropic's, short ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import lzma
@@ -30,7 +32,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=list(MAKERS), metavar="NAME", help=", ".join(MAKERS))
     parser.add_argument("--to", type=Path, default=Path("build/corpora"))
     parser.add_argument("--xz", action="store_true", help="bits that xz -9e takes for a held-out byte")
-    parser.add_argument("--bytes", type=float, default=14e6, help="most text of a language that is learned from")
+    parser.add_argument("--bytes", type=float, default=14e6, help="most bytes that are learned from")
     arguments = parser.parse_args()
     arguments.to.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
@@ -38,7 +40,7 @@ def main() -> None:
         for part, records in (("train", learned), ("heldout", held)):
             path = arguments.to / f"{name}-{part}.jsonl"
             path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-            print(f"{path}: {len(records)} books, {len(_text(records)):,} bytes of text")
+            print(f"{path}: {len(records)} records, {path.stat().st_size:,} bytes")
         if arguments.xz:
             print(f"xz -9e: {xz_bits(_text(learned), _text(held)):.3f} bits a held-out byte of {name}")
 
@@ -123,9 +125,46 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+def instructions(most: int) -> tuple[list[Record], list[Record]]:
+    """Alpaca's instructions with answers of at most 300 characters; 150 of them are held out."""
+    records = _lines("alpaca_4500.jsonl.gz", lambda r: str(r["output"]), lambda r: len(r["output"]) <= 300)
+    return _cut(records[150:], most), records[:150]
+
+
+def preferences(most: int) -> tuple[list[Record], list[Record]]:
+    """Anthropic's comparisons of short conversations; 200 of them are held out."""
+    sides = ("chosen", "rejected")
+    records = _lines(
+        "hh_harmless_1800.jsonl.gz",
+        lambda r: str(r["chosen"]),
+        lambda r: all(len(r[side]) <= 600 for side in sides) and r["chosen"] != r["rejected"],
+    )
+    return _cut(records[200:], most), records[:200]
+
+
+def _lines(name: str, key: Callable[[Record], str], fits: Callable[[Record], bool]) -> list[Record]:
+    """Those that fit, each once, in an order that says nothing of them."""
+    with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
+        made = {key(record): record for line in lines if fits(record := json.loads(line))}
+    return [made[k] for k in sorted(made, key=_hash)]
+
+
+def _cut(records: list[Record], most: int) -> list[Record]:
+    size = 0
+    kept = []
+    for record in records:
+        size += len(json.dumps(record, ensure_ascii=False).encode())
+        if size > most:
+            break
+        kept.append(record)
+    return kept
+
+
 MAKERS: dict[str, Callable[[int], tuple[list[Record], list[Record]]]] = {
     "english": english,
     "arabic": arabic,
+    "instructions": instructions,
+    "preferences": preferences,
 }
 
 

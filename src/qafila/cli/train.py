@@ -42,6 +42,9 @@ def command(
     Ctrl-C and SIGTERM finish the step, keep a checkpoint and the model, and end; --resume goes on.
     """
     _needs_training_extra()
+    from qafila.train.threads import wait_briefly
+
+    wait_briefly()
     from qafila.train.recipe import read_recipe
 
     checked = read_recipe(recipe, overrides or [], small=small)
