@@ -87,6 +87,38 @@ def test_utilisation_is_of_the_processor_that_computes() -> None:
     assert Utilisation.of(asked, config, "NVIDIA GeForce GTX 1080").figures(100.0) == {}
 
 
+def test_a_peak_that_was_timed_on_a_busy_machine_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = iter([1e9, 8e9, 2e9])
+    monkeypatch.setattr("qafila.train.utilisation.time_products", lambda *_, **__: next(timed))
+    found = Utilisation.of(recipe(), preset("llama-3.2-1b"), None)
+    speed = 1e9 / found.flops_per_token
+    assert found.figures(0.5 * speed)["mfu"] == pytest.approx(0.5, abs=1e-6)
+    assert found.figures(1.52 * speed)["mfu"] == pytest.approx(1.52 / 8, abs=1e-6)  # 152% of the first timing
+    assert found.figures(4 * speed)["mfu"] == pytest.approx(0.5, abs=1e-6)  # the best timing stays, none is needed
+    assert found.figures(10 * speed)["mfu"] == 1.0  # timed low again: what a step reached is the least
+    assert found.figures(5 * speed)["mfu"] == pytest.approx(0.5, abs=1e-6)
+    assert next(timed, None) is None
+
+
+def test_no_step_uses_more_than_the_whole_of_a_tabulated_processor() -> None:
+    found = Utilisation.of(recipe(), preset("llama-3.2-1b"), "NVIDIA H100 80GB HBM3")
+    assert found.figures(1e12)["mfu"] == 1.0
+    assert found.peak == processor("H100").peak
+
+
+def test_products_are_timed_in_several_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Something else keeps the processor busy for the first 0.3 s: every product takes ten times as long.
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.001 if now[0] > 0.3 else 0.01
+        return now[0]
+
+    monkeypatch.setattr("qafila.train.flops.time.perf_counter", clock)
+    monkeypatch.setattr("qafila.train.flops.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    assert time_products(0.2, 64) == pytest.approx(2 * 64**3 / 0.001, rel=1e-6)
+
+
 def test_the_plan_for_a_cpu_has_the_share_of_a_known_peak() -> None:
     asked = recipe(adapter={"rank": 16})
     config = preset("llama-3.2-1b")

@@ -118,13 +118,29 @@ def carbon(kilowatt_hours: float, factor: float = CARBON) -> float:
     return kilowatt_hours * factor / 1000
 
 
-def time_products(seconds: float = 0.2, size: int = 512) -> float:
-    """FLOP/s that this machine reaches in float32 matrix products: the best of those computed in about ``seconds``."""
+def time_products(seconds: float = 0.2, size: int = 512, *, timings: int = 5, pause: float = 0.1) -> float:
+    """FLOP/s that this machine reaches in float32 matrix products: the best of those computed in about ``seconds``.
+
+    Args:
+        seconds: of computing, in all.
+        size: rows and columns of the matrices.
+        timings: in how many stretches; a machine that is busy in one of them may be free in the next.
+        pause: seconds between two stretches.
+    """
     import numpy as np
 
     a = np.full((size, size), 0.5, dtype=np.float32)
-    best, started = math.inf, time.perf_counter()
-    while (begun := time.perf_counter()) < started + seconds or best == math.inf:
-        a @ a
-        best = min(best, time.perf_counter() - begun)
+    best = math.inf
+    for number in range(timings):
+        if number:
+            time.sleep(pause)
+        a @ a  # wakes the library's threads
+        started = time.perf_counter()
+        while True:
+            begun = time.perf_counter()
+            a @ a
+            ended = time.perf_counter()
+            best = min(best, ended - begun)
+            if ended >= started + seconds / timings:
+                break
     return 2.0 * size**3 / max(best, 1e-9)
