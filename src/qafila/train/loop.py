@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -54,6 +55,10 @@ class Executor(Protocol):
     def fewest(self) -> int:
         """Micro-batches that a step must have at least."""
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of what is read this process reads, counted from 0, and how many shares there are."""
+
     def train(self, mode: bool) -> None:
         """Turn dropout on or off."""
 
@@ -92,6 +97,11 @@ class OneProcess:
     def fewest(self) -> int:
         """One."""
         return 1
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """All."""
+        return 0, 1
 
     def train(self, mode: bool) -> None:
         """As `Executor` says."""
@@ -234,20 +244,30 @@ class Trainer:
             torch.set_rng_state(state)
 
     def validate(self, batches: Sequence[Batch]) -> Sums:
-        """Means of the objective's figures over validation batches; the model is as before afterwards."""
-        self.executor.train(False)
+        """Means of the objective's figures over validation batches; the model is as before afterwards.
+
+        All processes are given all batches; each computes its share of them, as often as any other.
+        """
+        executor = self.executor
+        rank, shares = executor.share
+        sums: dict[str, Tensor] = {}
+        total = 0
+        executor.train(False)
         try:
-            sums: dict[str, Tensor] = {}
-            total = 0
-            for batch in batches:
-                placed = DeviceBatch.of(batch, self.executor.device)
-                if weight := self.executor.objective.weight(placed):
-                    total += weight
-                    _add(sums, self.executor.evaluate(placed))
+            placed = (DeviceBatch.of(batch, executor.device) for batch in batches)
+            counted = ((batch, weight) for batch in placed if (weight := executor.objective.weight(batch)))
+            while turn := list(islice(counted, shares)):
+                # Where the last turn is short, some compute a batch of another's and forget it: weights are gathered
+                # by all processes together.
+                own = rank < len(turn)
+                batch, weight = turn[rank if own else 0]
+                found = executor.evaluate(batch)
+                _add(sums, found if own else {name: torch.zeros_like(value) for name, value in found.items()})
+                total += weight if own else 0
         finally:
-            self.executor.train(True)
-        counted = int(self.executor.add_up(torch.tensor([total]))[0])
-        return self._means(sums, counted) if counted else {}
+            executor.train(True)
+        everywhere = int(executor.add_up(torch.tensor([total]))[0])
+        return self._means(sums, everywhere) if everywhere else {}
 
     def _means(self, sums: Mapping[str, Tensor], weight: int) -> Sums:
         names = sorted(sums)

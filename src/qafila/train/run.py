@@ -252,10 +252,11 @@ class Run:
             return []
         wanted = min(rows, self.recipe.evaluate.rows)
         sources = [Source(p.pack, 1.0, p.name, 1.0) for p in self.packs.validation]
+        shares = self.mesh.layout.data if self.mesh is not None else 1
         loader = Loader(
             sources,
             rows=wanted,
-            micro_rows=min(self.recipe.train.micro_batch, wanted),
+            micro_rows=min(self.recipe.train.micro_batch, math.ceil(wanted / shares)),  # some for every process
             seed=self.recipe.train.seed,
         )
         return loader.next_step()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,9 +17,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from qafila.config import AttentionTemperature, MixtureOfExperts, ModelConfig
+from qafila.data.batch import Batch
 from qafila.data.encode import CHOSEN, REJECTED
 from qafila.model.llama import LlamaModel
-from qafila.train.loop import OneProcess
+from qafila.train.evaluate import measure
+from qafila.train.loop import Executor, OneProcess, Trainer
 from qafila.train.next_token import NextToken
 from qafila.train.objective import DeviceBatch, Objective
 from qafila.train.parallel.executor import ManyProcesses
@@ -185,6 +189,97 @@ def _cases(world: int, names: tuple[str, ...]) -> Iterator[tuple[str, str, Layou
                 fits = layout.expert == 1 and (layout.pipeline == 1 or name != "tied")
             if fits:
                 yield kind, name, layout
+
+
+def _validation() -> list[Batch]:
+    """Seven batches for two processes: the last of fewer rows, one with nothing to count, targets that are ends."""
+    batches = []
+    for number, placed in enumerate(_batches()[:7]):
+        targets = placed.targets_T.clone()
+        kinds, documents = placed.kinds, placed.documents
+        if number == 2:
+            targets[:], kinds = -100, (REJECTED,) * len(documents)
+        rows = 1 if number == 6 else 2
+        kept = 3 if number == 6 else len(documents)
+        if rows == 1:
+            documents = (5, 20, 7)
+        lengths = np.array(documents[:kept], dtype=np.int32)
+        targets = targets[: rows * SEQUENCE]
+        targets[torch.tensor(documents[:kept]).cumsum(0) - 1] = -100
+        batches.append(
+            Batch(
+                ids=placed.ids_1T[0, : rows * SEQUENCE].numpy(),
+                targets=targets.numpy(),
+                lengths=lengths,
+                kinds=np.array((*kinds, REJECTED)[:kept], dtype=np.uint8),
+                margins=np.linspace(0, 3, kept, dtype=np.float32),
+                rows=(("x", number),) * rows,
+            )
+        )
+    return batches
+
+
+def _measured(executor: Executor, batches: list[Batch]) -> dict[str, float]:
+    unused: Any = None
+    return measure(Trainer(unused, unused, unused, executor, 0.0, 0.0), batches, 1000)
+
+
+@dataclass
+class _Counting:
+    """An objective, and how often it was asked."""
+
+    told_by: Objective
+    calls: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.told_by, name)
+
+    def evaluate(self, model: LlamaModel, batch: DeviceBatch) -> Mapping[str, Tensor]:
+        self.calls += 1
+        return self.told_by.evaluate(model, batch)
+
+
+def _compare_validation(kind: str, config: ModelConfig, layout: Layout, name: str) -> None:
+    model = _model(config)
+    told_by = _objective(name, model)
+    model.load_state_dict(_parameters(config, name), strict=False)
+    whole = _measured(OneProcess(model, told_by), _validation())
+    mesh = Mesh.start(layout)
+    values = _parameters(config, name)
+    with torch.device("meta"):
+        outline = LlamaModel(config)
+    counting: Any = _Counting(_objective(name, outline))
+    executor = ManyProcesses.of(outline, counting, mesh, sequence=SEQUENCE, initial=values.__getitem__)
+    assert len(whole) >= 3
+    for batches, expected in ((_validation(), whole), (_validation()[2:3], {})):
+        counting.calls = 0
+        assert _measured(executor, batches) == pytest.approx(expected, rel=1e-6), kind
+        if layout.pipeline == 1:  # six batches count; all processes compute as many
+            assert counting.calls == (-(-6 // layout.data) if expected else 0), kind
+    # Fewer batches than processes: all compute, one counts.
+    one = _validation()[:1]
+    assert _measured(executor, one) == pytest.approx(_measured(OneProcess(model, told_by), one), rel=1e-6), kind
+
+
+def _validation_worker(rank: int, world: int, file: str, names: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    for kind, name, layout in _cases(world, names):
+        objective = name if name in OBJECTIVES else "next"
+        _compare_validation(f"{kind}, {name}", MODELS.get(name, DENSE), layout, objective)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "names", [("dense", "preference"), pytest.param(("mixture", "reward"), marks=pytest.mark.slow)]
+)
+def test_two_processes_share_out_the_validation(tmp_path: Path, names: tuple[str, ...]) -> None:
+    mp.spawn(_validation_worker, (2, str(tmp_path / "store"), names), nprocs=2)
+
+
+@pytest.mark.slow
+def test_four_processes_share_out_the_validation(tmp_path: Path) -> None:
+    mp.spawn(_validation_worker, (4, str(tmp_path / "store"), ("dense", "mixture")), nprocs=4)
 
 
 def _worker(rank: int, world: int, file: str, names: tuple[str, ...]) -> None:

@@ -109,6 +109,11 @@ class ManyProcesses:
         """Micro-batches that fill the pipeline."""
         return self.mesh.layout.pipeline
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """This process's share of rows, of how many: processes that share a model or a row read the same."""
+        return self.mesh.batch_rank, self.mesh.layout.data
+
     def train(self, mode: bool) -> None:
         """Turn dropout on or off."""
         for part in self.parts:
