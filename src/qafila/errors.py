@@ -13,6 +13,7 @@
     ├── UpstreamError         a server that answers for a model said no, or nothing: has its HTTP status
     ├── ModelClosedError      a model that was closed while it was asked
     ├── DataError             a data set that cannot be used: names file and line
+    ├── SandboxError          a command that cannot be confined here, or changes that cannot be kept
     ├── TrainingError         training had to stop: says why, and what was kept
     └── StorageError          a disk that is full or a folder that cannot be written
 
@@ -102,6 +103,10 @@ class ModelClosedError(QafilaError):
 
 class DataError(QafilaError):
     """A data set that cannot be used; the message names the file and, where there is one, the line."""
+
+
+class SandboxError(QafilaError):
+    """A command that cannot be confined on this machine, or changes of its that cannot be kept."""
 
 
 class TrainingError(QafilaError):

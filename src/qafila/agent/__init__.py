@@ -1,0 +1,1 @@
+"""What a Llama may do by itself: tools, and the walls around them."""
