@@ -1,8 +1,8 @@
 """The last step before an untrusted command: a script for a fresh interpreter, which confines itself and becomes it.
 
 Started as ``python -I -S jail.py SPEC`` where SPEC is JSON (see `Spec` in `confinement.py`). It imports nothing of
-Qafila, so that it starts in milliseconds and works where only this file is visible. It writes ``ready`` and a line feed to
-the descriptor ``report`` once all walls stand; whoever sees none knows that the command never ran.
+Qafila, so that it starts in milliseconds and works where only this file is visible. It writes ``ready`` and a line feed
+to the descriptor ``report`` once all walls stand; whoever sees none knows that the command never ran.
 """
 
 import contextlib
@@ -132,8 +132,8 @@ def _execute(spec: dict[str, Any]) -> None:
 def _supervise(spec: dict[str, Any]) -> None:
     """Without a PID namespace, a parent that is not confined outlives the command and ends what it leaves behind.
 
-    The command can leave neither session nor process group (the filter sees to that), so one signal to the group reaches
-    all of it at once; what is orphaned comes to this process, which goes when nothing of it is left.
+    The command can leave neither session nor process group (the filter sees to that), so one signal to the group
+    reaches all of it at once; what is orphaned comes to this process, which goes when nothing of it is left.
     """
     group = 0
 

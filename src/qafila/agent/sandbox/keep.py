@@ -27,8 +27,8 @@ def keep(workspace: Path, changes: Iterable[Change]) -> None:
         changes: of its outcome, all or some; a file in a created folder needs that folder's change.
 
     Raises:
-        SandboxError: the real entry is not the one that was copied any more, a folder on the way is a link or missing, a
-            link leads out of the workspace, or a content was too large to hold. What was applied before stays.
+        SandboxError: the real entry is not the one that was copied any more, a folder on the way is a link or missing,
+            a link leads out of the workspace, or a content was too large to hold. What was applied before stays.
     """
     chosen = sorted(changes, key=lambda change: change.path)
     present = [change for change in chosen if change.kind != "deleted"]

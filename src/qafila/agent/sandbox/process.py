@@ -59,7 +59,7 @@ def watch(command: Callable[[int, int], list[str]], *, stdin: bytes, seconds: fl
     """Run a jail in a session of its own until it ends or its time is over, and end whatever is left of it.
 
     Args:
-        command: gives the command line, told two descriptors of one pipe: for the jail, and for what builds walls around it.
+        command: gives the command line, told two descriptors of one pipe: for the jail, and for what is around it.
         stdin: what it reads. seconds: of wall time. output_bytes: how much of its output is held.
 
     Raises:

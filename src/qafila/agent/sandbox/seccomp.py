@@ -1,7 +1,7 @@
 """The seccomp filter: which system calls an untrusted command may not make, as a classic BPF program.
 
-Sources: seccomp(2); <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h> and <linux/sched.h>; the numbers of system calls
-are those of the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (aarch64).
+Sources: seccomp(2); <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h> and <linux/sched.h>; the numbers of system
+calls are those of the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (aarch64).
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class _Copier:
 
 
 def walk(folder: Path, most_entries: int = 2 * MOST_ENTRIES) -> Iterator[tuple[str, os.stat_result]]:
-    """Every entry below a folder of ours with its lstat(2), by path in it; folders that forbid looking are opened first.
+    """Every entry below a folder of ours with its lstat(2), by path in it; folders that forbid it are opened first.
 
     Raises:
         SandboxError: there are more entries than that, or they lie too deep for a path.
