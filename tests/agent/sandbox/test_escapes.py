@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -274,7 +276,9 @@ def test_it_ends_with_its_parent(inside: Inside) -> None:
         argv, workspace = ["sh", "-c", "sleep {mark} & sleep {mark}"], Path({str(inside.workspace)!r})
         Jail({inside.sandbox.name!r}).run(argv, workspace=workspace, limits=Limits(seconds=60))
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    place = tempfile.mkdtemp()  # the copy of a parent that is killed stays
+    Path(place).chmod(0o755)
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, "TMPDIR": place})
     try:
         until = time.monotonic() + 10
         while not alive(mark) and time.monotonic() < until:
@@ -287,6 +291,7 @@ def test_it_ends_with_its_parent(inside: Inside) -> None:
     while alive(mark) and time.monotonic() < until:
         time.sleep(0.05)
     assert not alive(mark)
+    shutil.rmtree(place)
 
 
 def test_the_environment_tells_nothing(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
