@@ -64,7 +64,7 @@ def test_answers_that_must_match(default_gguf, tmp_path):
     assert qafila("chat", default_gguf, "--regex", "[0-9]{3}", stdin="A number?\n").stdout.strip().isdigit()
 
 
-def test_options_of_the_engine(default_gguf, tmp_path):
+def test_options_of_the_engine(default_gguf, tmp_path, capsys):
     plain = json.loads(qafila("run", default_gguf, "hi", "-n", 4, "-t", 0, "--json").stdout)
     for options in (("--threads", 1), ("--context", 64), ("--draft", default_gguf)):
         done = json.loads(qafila("run", default_gguf, "hi", "-n", 4, "-t", 0, "--json", *options).stdout)
@@ -79,7 +79,12 @@ def test_options_of_the_engine(default_gguf, tmp_path):
         (("--presence-penalty", 5), "presence_penalty"),
         (("--dtype", "float32"), "dtype"),
     ):
-        assert words in error_line(qafila("run", default_gguf, "hi", "-n", 4, *options))
+        status = main(["run", str(default_gguf), "hi", "-n", "4", *map(str, options)])
+        told = capsys.readouterr()
+        assert (status, told.out) == (2, "")
+        (line,) = told.err.splitlines()
+        assert line.startswith("error: ")
+        assert words in line
 
 
 def test_chat_answers_every_line_of_a_pipe(default_gguf):

@@ -317,13 +317,14 @@ def llama(default_gguf: Path) -> Iterator[Llama]:
         yield loaded
 
 
-def test_hot_answers_of_the_default_model_are_calls_that_fit(script: ModuleType, llama: Llama) -> None:
-    report = script.Cases(llama, seed=1, most_tokens=80).run(200)
+@pytest.mark.parametrize("cases", [48, pytest.param(200, marks=pytest.mark.slow)])
+def test_hot_answers_of_the_default_model_are_calls_that_fit(script: ModuleType, llama: Llama, cases: int) -> None:
+    report = script.Cases(llama, seed=1, most_tokens=80).run(cases)
     assert report.faults == []
-    assert report.total("cases") == 200
+    assert report.total("cases") == cases
     for style in STYLES:
-        assert report.outcomes[style]["calls"] >= 10
-    assert report.total("complete") + report.total("cut") + report.total("refused") == 200
+        assert report.outcomes[style]["calls"] >= cases // 20
+    assert report.total("complete") + report.total("cut") + report.total("refused") == cases
 
 
 FRAGMENTS = [

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# Importing them takes longer than asking; `openai`, which both of them use, is asked everything in test_openai_chat.
+pytestmark = pytest.mark.slow
+
 LITELLM = """
 import json, sys, litellm
 url, model = sys.argv[1], "openai/default"

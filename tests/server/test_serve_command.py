@@ -253,20 +253,20 @@ def test_systemd_is_told_when_it_is_ready(start: Any, tmp_path: Path) -> None:
         assert server.end(signal.SIGTERM) == 0
 
 
-def test_the_commands_and_options_of_the_documentation(tmp_path: Path) -> None:
+def test_the_commands_and_options_of_the_documentation(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    python = [sys.executable, "-m", "qafila"]
-    environment = surroundings(tmp_path)
+    for name in [name for name in os.environ if name not in surroundings(tmp_path)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("QAFILA_DATABASE", f"sqlite:///{tmp_path / 'server.sqlite3'}")
     for line in block.splitlines():
         words = line.split()
         assert words[0] == ".venv/bin/qafila"
-        done = subprocess.run([*python, *words[1:]], capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
-    known = "".join(
-        subprocess.run([*python, *command, "--help"], capture_output=True, text=True, check=True).stdout
-        for command in (["serve"], ["keys", "create"])
-    )
+        status, told = main(words[1:]), capsys.readouterr()
+        assert status == 0, told.err
+        assert told.out.strip()
+    for command in (["serve"], ["keys", "create"]):
+        assert main([*command, "--help"]) == 0
+    known = capsys.readouterr().out
     for option in set(re.findall(r"`(--[a-z-]+)", text)):
         assert option in known, option

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked_processes import run_forked
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -87,4 +87,4 @@ def _process(rank: int, store: str) -> None:
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(_process, args=(str(tmp_path / "store"),), nprocs=2)  # type: ignore[no-untyped-call]
+    run_forked(_process, 2, str(tmp_path / "store"))

@@ -19,6 +19,8 @@ from qafila.errors import TrainingError
 from qafila.text.text_sources import TextSource
 from qafila.text.train_tokenizer import train_tokenizer
 from qafila.train.parallel.launch import launch
+from qafila.train.recipe import read_recipe
+from qafila.train.run import train as train_here
 
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 64, "context_length": 256}
 
@@ -86,14 +88,17 @@ def validation(out: Path) -> float:
     return last
 
 
-def test_two_processes_learn_what_one_does_and_another_number_goes_on(
-    recipe: Path, alone: Alone, tmp_path: Path
-) -> None:
-    train(recipe, tmp_path / "two", "--nproc", 2)
-    assert losses(tmp_path / "two") == pytest.approx(losses(alone()), abs=1e-4)
-    assert validation(tmp_path / "two") == pytest.approx(validation(alone()), abs=1e-4)
-    with Llama.load(tmp_path / "two" / "tiny", threads=1) as llama:
+def test_two_processes_learn_what_one_does(recipe: Path, alone: Alone, tmp_path: Path) -> None:
+    train(recipe, tmp_path, "--nproc", 2)
+    assert losses(tmp_path) == pytest.approx(losses(alone()), abs=1e-4)
+    assert validation(tmp_path) == pytest.approx(validation(alone()), abs=1e-4)
+    with Llama.load(tmp_path / "tiny", threads=1) as llama:
         assert llama.complete("the caravan", max_tokens=3, temperature=0).ids
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(recipe: Path, alone: Alone, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "two", "--nproc", 2)
     # The newest checkpoint is the last step's: the one before it is gone on from.
     for newest in (tmp_path / "two" / "tiny" / "checkpoints").glob("step-*6"):
         for file in newest.glob("*.distcp"):
@@ -110,7 +115,7 @@ def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     def run(*keys: str) -> Path:
         if keys not in made:
             out = tmp_path_factory.mktemp("alone")
-            train(recipe, out, *keys)
+            train_here(read_recipe(recipe, keys), beside=recipe.parent, out=out)
             made[keys] = out
         return made[keys]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked_processes import run_forked
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -274,12 +274,12 @@ def _validation_worker(rank: int, world: int, file: str, names: tuple[str, ...])
     "names", [("dense", "preference"), pytest.param(("mixture", "reward"), marks=pytest.mark.slow)]
 )
 def test_two_processes_share_out_the_validation(tmp_path: Path, names: tuple[str, ...]) -> None:
-    mp.spawn(_validation_worker, (2, str(tmp_path / "store"), names), nprocs=2)
+    run_forked(_validation_worker, 2, 2, str(tmp_path / "store"), names)
 
 
 @pytest.mark.slow
 def test_four_processes_share_out_the_validation(tmp_path: Path) -> None:
-    mp.spawn(_validation_worker, (4, str(tmp_path / "store"), ("dense", "mixture")), nprocs=4)
+    run_forked(_validation_worker, 4, 4, str(tmp_path / "store"), ("dense", "mixture"))
 
 
 def _worker(rank: int, world: int, file: str, names: tuple[str, ...]) -> None:
@@ -292,9 +292,9 @@ def _worker(rank: int, world: int, file: str, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("names", [("dense",), pytest.param(("tied", "mixture", *OBJECTIVES), marks=pytest.mark.slow)])
 def test_two_processes_are_as_one(tmp_path: Path, names: tuple[str, ...]) -> None:
-    mp.spawn(_worker, (2, str(tmp_path / "store"), names), nprocs=2)
+    run_forked(_worker, 2, 2, str(tmp_path / "store"), names)
 
 
 @pytest.mark.slow
 def test_four_processes_are_as_one(tmp_path: Path) -> None:
-    mp.spawn(_worker, (4, str(tmp_path / "store"), ("dense", "mixture")), nprocs=4)
+    run_forked(_worker, 4, 4, str(tmp_path / "store"), ("dense", "mixture"))
