@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
+from qafila import database
 from qafila.errors import StorageError, UsageError
-from qafila.server import database
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def opened(tmp_path):
 
 def test_the_default_is_a_file_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("QAFILA_HOME", str(tmp_path))
-    engine = database.open_database(database.default_url())
+    engine = database.open_database(database.default_url("server"))
     engine.dispose()
     assert (tmp_path / "server.sqlite3").is_file()
 

@@ -1,4 +1,4 @@
-"""The server's database: SQLite in the user's cache by default, PostgreSQL where its URL says so.
+"""The database of what is kept between runs: SQLite in the user's cache, or PostgreSQL where its URL says so.
 
 Each store (answers, keys, ...) declares its tables on ``TABLES`` and lists them in a `Schema`. It opens the database
 with `open_database`, brings its tables up to date with `prepare`, reads in `reading` and writes in `writing`. Engines
@@ -55,9 +55,9 @@ class Schema:
         return len(self.migrations) + 1
 
 
-def default_url() -> str:
-    """The URL of ``server.sqlite3`` in the root of the model cache (``QAFILA_HOME``)."""
-    return sa.URL.create("sqlite", database=str(home() / "server.sqlite3")).render_as_string()
+def default_url(name: str) -> str:
+    """The URL of ``NAME.sqlite3`` in the root of the model cache (``QAFILA_HOME``)."""
+    return sa.URL.create("sqlite", database=str(home() / f"{name}.sqlite3")).render_as_string()
 
 
 def open_database(url: str) -> sa.Engine:

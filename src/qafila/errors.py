@@ -13,6 +13,7 @@
     ├── UpstreamError         a server that answers for a model said no, or nothing: has its HTTP status
     ├── ModelClosedError      a model that was closed while it was asked
     ├── DataError             a data set that cannot be used: names file and line
+    ├── AgentError            a run that is not there, or cannot go on
     ├── SandboxError          a command that cannot be confined here, or changes that cannot be kept
     ├── TrainingError         training had to stop: says why, and what was kept
     └── StorageError          a disk that is full or a folder that cannot be written
@@ -103,6 +104,10 @@ class ModelClosedError(QafilaError):
 
 class DataError(QafilaError):
     """A data set that cannot be used; the message names the file and, where there is one, the line."""
+
+
+class AgentError(QafilaError):
+    """A run that is not there or cannot go on; the message says why."""
 
 
 class SandboxError(QafilaError):

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from scripted_client import ScriptedClient
 
+from qafila.database import open_database
 from qafila.errors import UsageError
 from qafila.server.assemble import assemble
-from qafila.server.database import open_database
 from qafila.server.guard import PAGE_POLICY, Guard
 from qafila.server.keys import Key, Keyring, KeyStore, digest
 from qafila.server.limits import Limits

@@ -10,8 +10,8 @@ import pytest
 
 from qafila.cli.keys import seconds
 from qafila.cli.main import main
+from qafila.database import open_database
 from qafila.errors import UsageError
-from qafila.server.database import open_database
 from qafila.server.keys import Key, Keyring, KeyStore, Unknown, static_keys
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from qafila import database
 from qafila.errors import StorageError
-from qafila.server import database
 from qafila.server.responses_store import BrokenConversationError, Kept, ResponseStore
 from qafila.text.messages import Message
 

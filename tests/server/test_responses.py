@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 from scripted_client import ScriptedClient
 
 from qafila.chat.client import Finished
+from qafila.database import open_database
 from qafila.errors import QafilaError
 from qafila.server.app import create_app
-from qafila.server.database import open_database
 from qafila.server.models import Entry, Models
 from qafila.server.openai_responses import truncated
 from qafila.server.responses_store import ResponseStore

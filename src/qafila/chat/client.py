@@ -57,7 +57,10 @@ class ChatRequest:
         messages: in order.
         tools: what the model may call. Calls are generated under a grammar made of their schemas.
         tool_mode: ``auto``, ``none`` (no call), ``required`` (nothing but calls).
-        tool_names: the only tools that may be called; None for all of them.
+        tool_names: the only tools that may be called; None for all of them, an empty set for words alone, with the
+            tools still in the prompt.
+        narrowed: schemas of tools by name that calls must match instead of the ones that the model is told, such as
+            values that exist now. Where there is no grammar they change nothing.
         parallel_tool_calls: whether one answer may hold several calls.
         generation: how to generate.
     """
@@ -66,6 +69,7 @@ class ChatRequest:
     tools: tuple[ToolSchema, ...] = ()
     tool_mode: ToolMode = "auto"
     tool_names: frozenset[str] | None = None
+    narrowed: Mapping[str, ToolSchema] = field(default_factory=dict)
     parallel_tool_calls: bool = True
     generation: Generation = field(default_factory=Generation)
 
@@ -184,6 +188,19 @@ class Embedded:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ToolOdds:
+    """What a model would do next.
+
+    Attributes:
+        call: probability that the answer begins as a call does.
+        tools: probability of each tool, given that one of these is called; they sum to 1.
+    """
+
+    call: float
+    tools: tuple[tuple[str, float], ...]
+
+
 class ChatClient(Protocol):
     """A model one can talk to. Leaving a generator early (``aclose``) cancels its request."""
 
@@ -211,6 +228,13 @@ class ChatClient(Protocol):
 
     async def score(self, prompt: str | Sequence[int], top: int = 0) -> list[TokenInfo]:
         """The tokens of a text with their log-probabilities; that of the first is NaN."""
+
+    async def tool_odds(self, request: ChatRequest) -> ToolOdds:
+        """How likely the model is to call each of the tools that a request allows.
+
+        Raises:
+            UsageError: the client has no exact likelihoods (see `Abilities`).
+        """
 
     async def embed(self, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean") -> Embedded:
         """A vector a text."""

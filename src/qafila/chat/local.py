@@ -26,10 +26,12 @@ from qafila.chat.client import (
     PromptRequest,
     Started,
     TokenInfo,
+    ToolOdds,
     Usage,
 )
 from qafila.chat.options import Options
 from qafila.chat.pump import Pump, show_thread
+from qafila.chat.tool_odds import tool_odds
 from qafila.engine.handle import Handle
 from qafila.engine.request import GrammarSpec, Request, Token
 from qafila.errors import ChatError, ModelClosedError
@@ -129,6 +131,10 @@ class LocalClient:
         """The tokens of a text with their log-probabilities (NaN: the first), and the ``top`` likeliest beside each."""
         return await self._prepare(lambda: self._score(prompt, top))
 
+    async def tool_odds(self, request: ChatRequest) -> ToolOdds:
+        """How likely the model is to call each of the tools that a request allows."""
+        return await self._prepare(lambda: tool_odds(self._llama, request))
+
     async def embed(self, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean") -> Embedded:
         """A vector a text."""
         ids = [self._llama.prompt_ids(text) for text in texts]
@@ -176,11 +182,11 @@ class LocalClient:
         generation, style = request.generation, chat.call_style
         grammar = generation.answer
         calls: Callable[[], CallStream | None] = _no_calls
-        if tools:
-            if style is None:
-                raise ChatError(f"tools: format {chat.name} has no tool calls; leave tools out or choose another model")
+        if tools and style is None:
+            raise ChatError(f"tools: format {chat.name} has no tool calls; leave tools out or choose another model")
+        if tools and style is not None and (names is None or names):
             text = call_grammar(
-                tools,
+                [request.narrowed.get(tool.name, tool) for tool in tools],
                 style,
                 choice="required" if request.tool_mode == "required" else "auto",
                 names=names,

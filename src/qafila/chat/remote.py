@@ -16,6 +16,7 @@ from qafila.chat.client import (
     PromptRequest,
     Started,
     TokenInfo,
+    ToolOdds,
 )
 from qafila.chat.dialects import OTHER, Dialect
 from qafila.chat.remote_answer import RemoteAnswers
@@ -94,6 +95,14 @@ class RemoteClient:
             UsageError: always.
         """
         raise UsageError(f"echo: {self._where} runs on another server, which tells log-probabilities of answers only")
+
+    async def tool_odds(self, request: ChatRequest) -> ToolOdds:
+        """No other server tells them.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{self._where}: another server gives no exact likelihoods of tools")
 
     async def embed(self, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean") -> Embedded:
         """A vector a text, pooled as the server does; of length one.

@@ -130,6 +130,8 @@ def _tools(request: ChatRequest) -> dict[str, Any]:
         unknown = sorted(request.tool_names - {tool.name for tool in tools})
         if unknown:
             raise ChatError(f"tool_choice: there is no tool {unknown[0]!r:.80} among tools")
+        if not request.tool_names:
+            return {"tools": [tool.to_dict() for tool in tools], "tool_choice": "none"}
         # OpenAI's ``allowed_tools`` is known to few servers; what may not be called is not told of instead.
         tools = tuple(tool for tool in tools if tool.name in request.tool_names)
     body: dict[str, Any] = {"tools": [tool.to_dict() for tool in tools], "tool_choice": request.tool_mode}

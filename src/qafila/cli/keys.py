@@ -114,11 +114,11 @@ def seconds(text: str, option: str) -> float:
 
 def _store(database: str | None) -> KeyStore:
     try:
-        from qafila.server.database import default_url, open_database
+        from qafila.database import default_url, open_database
         from qafila.server.keys import KeyStore
     except ModuleNotFoundError as error:
         raise UsageError(f"keys: {error.name} is missing; `pip install 'qafila[serve]'` brings it") from None
-    return KeyStore(open_database(database or default_url()))
+    return KeyStore(open_database(database or default_url("server")))
 
 
 def _show_secret(text: str, key: Key, as_json: bool) -> None:

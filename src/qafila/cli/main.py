@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("qafila.cli.chat", "Talk with a model; lines on a pipe are answered one by one."),
     "run": ("qafila.cli.run", "Answer or continue one prompt."),
     "info": ("qafila.cli.info", "Parameters, memory, and whether a model fits in this machine."),
+    "agent": ("qafila.cli.agent", "Give a model a goal and tools; watch, stop, resume and undo."),
     "serve": ("qafila.cli.serve", "An OpenAI-compatible API and a chat page."),
     "keys": ("qafila.cli.keys", "The API keys of the server: create, list, rotate and revoke."),
     "bench": ("qafila.cli.bench", "How fast a model is on this machine."),

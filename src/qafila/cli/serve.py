@@ -230,7 +230,7 @@ def _keyring(settings: Settings, file: Path | None, database: str | None) -> Key
     Raises:
         UsageError: that, or a key that is too short. StorageError: the file or the database cannot be read.
     """
-    from qafila.server.database import default_url, open_database
+    from qafila.database import default_url, open_database
     from qafila.server.keys import Keyring, KeyStore, static_keys
 
     given = [key.strip() for key in os.environ.get("QAFILA_API_KEY", "").split(",") if key.strip()]
@@ -240,7 +240,7 @@ def _keyring(settings: Settings, file: Path | None, database: str | None) -> Key
         if not listed:
             raise UsageError(f"--api-key-file: {file} holds no key; write one a line")
         keys += static_keys(listed, "--api-key-file")
-    keyring = Keyring(keys, KeyStore(open_database(database or default_url())))
+    keyring = Keyring(keys, KeyStore(open_database(database or default_url("server"))))
     if not (settings.is_loopback or settings.allow_anonymous or keyring.required()):
         raise UsageError(
             f"--host {settings.host}: others can reach that address, and there is no API key yet; make one with "

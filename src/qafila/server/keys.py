@@ -19,8 +19,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from qafila.database import TABLES, Schema, prepare, reading, writing
 from qafila.errors import UsageError
-from qafila.server.database import TABLES, Schema, prepare, reading, writing
 from qafila.server.service import Caller
 
 # What a scope allows is in `qafila.server.guard`; "admin" allows everything.
@@ -110,7 +110,7 @@ class KeyStore:
     """The keys in a database. Calls block: make them in a thread.
 
     Args:
-        engine: of the database, see `qafila.server.database.open_database`. clock: seconds since 1970.
+        engine: of the database, see `qafila.database.open_database`. clock: seconds since 1970.
 
     Raises:
         StorageError: the database fails; so does every method.

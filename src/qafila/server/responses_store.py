@@ -12,8 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from qafila.server import database
-from qafila.server.database import TABLES, Schema, open_database, prepare, reading, writing
+from qafila import database
+from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 from qafila.text.messages import Message
 
 _RESPONSES = sa.Table(
@@ -87,7 +87,7 @@ class ResponseStore:
         Raises:
             UsageError: no URL of a database that can be used.
         """
-        return cls(open_database(database.default_url() if url is None else url), days=days)
+        return cls(open_database(database.default_url("server") if url is None else url), days=days)
 
     def save(self, tenant: str, caller: str, kept: Kept) -> None:
         """Keep a response."""

@@ -7,14 +7,13 @@ import os
 import posixpath
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from qafila.agent.sandbox.changes import Change
+from qafila.agent.sandbox.entries import check_path, opened_root, parent
 from qafila.agent.sandbox.workspace import Mark
 from qafila.errors import SandboxError
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def keep(workspace: Path, changes: Iterable[Change]) -> None:
@@ -34,28 +33,20 @@ def keep(workspace: Path, changes: Iterable[Change]) -> None:
     present = [change for change in chosen if change.kind != "deleted"]
     gone = [change for change in reversed(chosen) if change.kind == "deleted"]
     made = {change.path for change in present if change.what == "folder"}
-    try:
-        root = os.open(workspace.resolve(), os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise SandboxError(f"{workspace}: cannot be a workspace: {error.strerror}") from None
-    try:
+    with opened_root(workspace) as root:
         for change in chosen:
             _check(change)
             if posixpath.dirname(change.path) not in made:
-                with _parent(root, change) as (folder, name):
+                with parent(root, change.path) as (folder, name):
                     _unchanged(folder, name, change)
         # A deleted entry may stand where a folder on the way to a created one is to be: deletions first.
         for change in (*gone, *present):
-            with _parent(root, change) as (folder, name):
+            with parent(root, change.path) as (folder, name):
                 _apply(folder, name, change)
-    finally:
-        os.close(root)
 
 
 def _check(change: Change) -> None:
-    parts = change.path.split("/")
-    if not all(part not in ("", ".", "..") and "\0" not in part for part in parts):
-        raise SandboxError(f"{change.path!r}: no path in a workspace")
+    check_path(change.path)
     if change.kind == "deleted":
         return
     if change.what == "special":
@@ -67,26 +58,6 @@ def _check(change: Change) -> None:
         inside = posixpath.normpath(posixpath.join(posixpath.dirname(change.path), target))
         if target.startswith("/") or inside == ".." or inside.startswith("../"):
             raise SandboxError(f"{change.path}: a link that leads out of the workspace, to {target!r}, is not kept")
-
-
-@contextlib.contextmanager
-def _parent(root: int, change: Change) -> Iterator[tuple[int, str]]:
-    """The folder that holds an entry, opened step by step from the workspace, and the entry's name."""
-    *folders, name = change.path.split("/")
-    here = os.dup(root)
-    try:
-        for folder in folders:
-            try:
-                inner = os.open(folder, _FOLDER, dir_fd=here)
-            except OSError:
-                raise SandboxError(
-                    f"{change.path}: not kept: {folder!r} on the way to it is no folder of the workspace (any more)"
-                ) from None
-            os.close(here)
-            here = inner
-        yield here, name
-    finally:
-        os.close(here)
 
 
 def _unchanged(folder: int, name: str, change: Change) -> None:

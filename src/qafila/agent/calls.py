@@ -1,0 +1,156 @@
+"""Carrying out the calls of an answer: harmless ones side by side; the rest in order, allowed and noted first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
+
+from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
+from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
+from qafila.agent.observation import Observation, observation
+from qafila.agent.rules import Rules
+from qafila.agent.state import Pending
+from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox
+
+#: Effects that need no record before they happen: to do them twice is to do them once.
+HARMLESS = ("pure", "read")
+
+
+class Approver(Protocol):
+    """A person who can be asked now. Where there is none, the run waits."""
+
+    async def __call__(self, intent: Intended, why: str) -> tuple[bool, str] | None:
+        """Whether a call may be carried out, with a reason where it may not; None: not now."""
+
+
+class Calls:
+    """Makes events of calls; whoever takes an event writes it down before the next one is asked for.
+
+    Args:
+        toolbox: the tools. rules: what is allowed. approver: who is asked, if anybody is there.
+        surroundings: of a call, by its id. waits: the event that ends work until a person has decided.
+    """
+
+    def __init__(
+        self,
+        toolbox: Toolbox,
+        rules: Rules,
+        approver: Approver | None,
+        surroundings: Callable[[str], Surroundings],
+        waits: Callable[[Intended, str], Ended],
+    ) -> None:
+        self._toolbox, self._rules, self._approver = toolbox, rules, approver
+        self._surroundings, self._waits = surroundings, waits
+
+    async def carry_out(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
+        """The events of all calls that have come to nothing yet; `Ended` is the last where one has to wait."""
+        left = [one for one in pending if one.observed is None]
+        harmless = [(one, tool) for one in left if (tool := self._tool(one)) is not None and tool.effect in HARMLESS]
+        for observed in await asyncio.gather(*(self._harmless(one, tool) for one, tool in harmless)):
+            yield observed
+        for one in left:
+            if one.observed is None:
+                async for event in self._effectful(one):
+                    yield event
+                    if isinstance(event, Ended):
+                        return
+
+    def _tool(self, pending: Pending) -> Tool | None:
+        return self._toolbox.by_name.get(pending.call.name)
+
+    async def _harmless(self, pending: Pending, tool: Tool) -> Observed:
+        started = time.monotonic()
+        verdict, why = self._rules.verdict(tool.effect)
+        if verdict != "allow":
+            return _observed(pending, observation(why, "refused"), started)
+        arguments = checked(tool, pending.call.arguments)
+        if isinstance(arguments, Observation):
+            return _observed(pending, arguments, started)
+        found = await outcome(tool, arguments, self._surroundings(pending.call.id))
+        if isinstance(found, Draft):
+            found = observation(f"{tool.name} has the effect {tool.effect} and may not change files", "error")
+        return _observed(pending, found, started)
+
+    async def _effectful(self, pending: Pending) -> AsyncIterator[Event]:
+        """The events of one call that changes something; the last is `Observed`, or `Ended` where it has to wait."""
+        started = time.monotonic()
+        tool, surroundings = self._tool(pending), self._surroundings(pending.call.id)
+        if tool is None:
+            names = ", ".join(self._toolbox.by_name)
+            found = observation(f"there is no tool {pending.call.name!r:.80}; there are {names}", "error")
+            yield _observed(pending, found, started)
+            return
+        arguments = checked(tool, pending.call.arguments)
+        if isinstance(arguments, Observation):
+            yield _observed(pending, arguments, started)
+            return
+        if pending.intent is not None:
+            intent = pending.intent
+            known = after_crash(intent, surroundings)
+            if known is not None:
+                yield _observed(pending, known, started)
+                return
+        else:
+            made = pending.asked.intent if pending.asked else await self._intent(tool, pending, arguments, surroundings)
+            if isinstance(made, Observation):
+                yield _observed(pending, made, started)
+                return
+            intent = made
+            verdict, why = self._rules.verdict(tool.effect)
+            if verdict == "ask":
+                async for event in self._asked(pending, intent, why):
+                    yield event
+                if pending.decided is None:
+                    return
+                verdict = "allow" if pending.decided.allowed else "deny"
+                why = pending.decided.reason or "the user said no"
+            if verdict == "deny":
+                yield _observed(pending, observation(why, "refused"), started)
+                return
+            yield intent
+        if tool.effect == "write":
+            yield _observed(pending, do_edits(intent, surroundings), started)
+            return
+        found_or_draft = await outcome(tool, arguments, surroundings)
+        if isinstance(found_or_draft, Draft):
+            found_or_draft = observation(f"{tool.name} gave a draft, which only tools that write may", "error")
+        yield _observed(pending, found_or_draft, started)
+
+    @staticmethod
+    async def _intent(
+        tool: Tool, pending: Pending, arguments: dict[str, Any], surroundings: Surroundings
+    ) -> Intended | Observation:
+        """What a call is about to do, worked out without doing any of it; or what came of it, if that is all."""
+        made = Intended(
+            call=pending.call.id,
+            name=tool.name,
+            arguments=dict(pending.call.arguments),
+            effect=tool.effect,
+            key=surroundings.key,
+        )
+        if tool.effect != "write":
+            return made
+        found = await outcome(tool, arguments, surroundings)
+        if isinstance(found, Observation):
+            return found
+        if not found.edits:
+            return observation(found.text)
+        return made.model_copy(update={"edits": found.edits, "told": found.text})
+
+    async def _asked(self, pending: Pending, intent: Intended, why: str) -> AsyncIterator[Event]:
+        """Ask a person; `Ended` where nobody is there, and the answer comes later."""
+        if pending.decided is not None:
+            return
+        if pending.asked is None:
+            yield Asked(intent=intent, why=why)
+        said = await self._approver(intent, why) if self._approver is not None else None
+        if said is None:
+            yield self._waits(intent, why)
+            return
+        yield Decided(call=intent.call, allowed=said[0], by="terminal", reason=said[1])
+
+
+def _observed(pending: Pending, found: Observation, started: float) -> Observed:
+    return Observed(call=pending.call.id, name=pending.call.name, observation=found, seconds=time.monotonic() - started)

@@ -1,0 +1,194 @@
+"""What happened in a run: a run is nothing but the fold of its events (see `qafila.agent.state`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from qafila.agent.edits import Edit
+from qafila.agent.observation import Observation
+
+Ending: TypeAlias = Literal[
+    "done", "waiting", "steps", "tokens", "seconds", "cost", "circle", "cancelled", "handed over", "failed"
+]
+Choosing: TypeAlias = Literal["free", "likelihood"]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+
+class Budget(_Event):
+    """What a run may use; None for no limit.
+
+    Attributes:
+        steps: answers of the model. tokens: read and generated, without those that were in the cache.
+        seconds: by the clock, while the run is worked on. cost: in the currency of `Prices`.
+    """
+
+    steps: int | None = Field(default=12, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    cost: float | None = Field(default=None, gt=0)
+
+
+class Prices(_Event):
+    """Cost of a million tokens, in whatever currency the user counts in."""
+
+    read: float = Field(default=0.0, ge=0)
+    cached: float = Field(default=0.0, ge=0)
+    generated: float = Field(default=0.0, ge=0)
+
+
+class Candidate(_Event):
+    """One thing that the model could have done next: a tool by name, or "" for an answer in words."""
+
+    name: str
+    probability: float
+
+
+class Decision(_Event):
+    """Why a step did what it did.
+
+    Attributes:
+        prompt_sha256: of the prompt's token ids; "" where they are not known. choosing: how the tool was chosen.
+        candidates: with their probabilities, likeliest first; none where the model chose freely.
+        arguments_logprob: natural log-probability of the arguments' tokens; None where it is not known.
+    """
+
+    prompt_sha256: str = ""
+    choosing: Choosing = "free"
+    candidates: tuple[Candidate, ...] = ()
+    arguments_logprob: float | None = None
+
+
+class Spent(_Event):
+    """What one answer took; ``cached`` are those of the ``read`` tokens that were computed in a step before."""
+
+    read: int = 0
+    cached: int = 0
+    generated: int = 0
+    first_token_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+class Began(_Event):
+    """The first event."""
+
+    kind: Literal["began"] = "began"
+    goal: str
+    system: str
+    model: str
+    tools: tuple[dict[str, Any], ...]
+    effects: dict[str, str]
+    workspace: str
+    budget: Budget
+    prices: Prices
+    choosing: Choosing
+    seed: int
+    temperature: float
+    answer_tokens: int
+    version: str
+
+
+class Answered(_Event):
+    """The model answered: in words, or with calls. ``message`` has the shape of `Message.to_dict`."""
+
+    kind: Literal["answered"] = "answered"
+    message: dict[str, Any]
+    reason: str
+    decision: Decision
+    spent: Spent
+
+
+class Intended(_Event):
+    """A call is about to be carried out; after this it may have happened.
+
+    Attributes:
+        call: its id. key: stands for it in every attempt. edits: all that it will do to the workspace.
+        told: what the model is told once they are done; None for calls that are not edits.
+    """
+
+    kind: Literal["intended"] = "intended"
+    call: str
+    name: str
+    arguments: dict[str, Any]
+    effect: str
+    key: str
+    edits: tuple[Edit, ...] = ()
+    told: str | None = None
+
+
+class Asked(_Event):
+    """A person has to say whether a call may be carried out; nothing of it has happened. ``why``: which rule asks."""
+
+    kind: Literal["asked"] = "asked"
+    intent: Intended
+    why: str
+
+
+class Decided(_Event):
+    """What was said. ``by``: who said it: ``terminal``, ``api``, ..."""
+
+    kind: Literal["decided"] = "decided"
+    call: str
+    allowed: bool
+    by: str
+    reason: str = ""
+
+
+class Observed(_Event):
+    """What came of a call."""
+
+    kind: Literal["observed"] = "observed"
+    call: str
+    name: str
+    observation: Observation
+    seconds: float = 0.0
+
+
+class Steered(_Event):
+    """The user said something while the run went on."""
+
+    kind: Literal["steered"] = "steered"
+    text: str
+
+
+class Undone(_Event):
+    """The edits of a call were taken back."""
+
+    kind: Literal["undone"] = "undone"
+    call: str
+
+
+class Resumed(_Event):
+    """Work goes on: in a new process, or with more budget."""
+
+    kind: Literal["resumed"] = "resumed"
+    budget: Budget
+
+
+class Ended(_Event):
+    """Work stops; `Resumed` may follow.
+
+    Attributes:
+        reason: ``done``, ``waiting`` (for a person's word), which part of the budget was used up, ``circle`` (the same
+            call came to the same again and again), ``cancelled``, ``handed over`` (the model is too
+            unsure), ``failed``.
+        answer: the model's last words. detail: more about the reason.
+        seconds: by the clock, since the run began or was resumed.
+    """
+
+    kind: Literal["ended"] = "ended"
+    reason: Ending
+    answer: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+
+
+Event: TypeAlias = Annotated[
+    Began | Answered | Intended | Asked | Decided | Observed | Steered | Undone | Resumed | Ended,
+    Field(discriminator="kind"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -1,0 +1,245 @@
+"""The journal: every run's events in a database, written before what they tell of can be lost.
+
+Events are only ever added. A run is worked on by one process at a time, which holds it; the hold ends with the process,
+however that ends. What other processes want of a run (to stop it, to tell it something) they leave in its inbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+
+from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
+from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
+from qafila.errors import AgentError, StorageError
+
+_RUNS = sa.Table(
+    "agent_runs",
+    TABLES,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("goal", sa.Text, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("parent", sa.String(32)),
+    sa.Column("forked_at", sa.Integer),
+)
+_EVENTS = sa.Table(
+    "agent_events",
+    TABLES,
+    sa.Column("run", sa.String(32), sa.ForeignKey("agent_runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+_INBOX = sa.Table(
+    "agent_inbox",
+    TABLES,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.String(32), sa.ForeignKey("agent_runs.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+SCHEMA = Schema("agent", (_RUNS, _EVENTS, _INBOX))
+
+Wish = Literal["steer", "cancel"]
+_LOCK = 0x51414745  # PostgreSQL's advisory locks: this, and a number made of the run's id
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A run in a list of them.
+
+    Attributes:
+        status: ``running`` (or interrupted), else why it ended. created: seconds since 1970.
+        parent: the run it was forked from, and after which of its events.
+    """
+
+    id: str
+    created: float
+    goal: str
+    status: str
+    events: int
+    parent: str | None
+    forked_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event in its place. ``at``: seconds since 1970."""
+
+    number: int
+    at: float
+    event: Event
+
+
+class Journal:
+    """Runs and their events.
+
+    Args:
+        url: of the database, as SQLAlchemy writes it. clock: seconds since 1970.
+
+    Raises:
+        UsageError, StorageError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._engine = open_database(url)
+        self._clock = clock
+        prepare(self._engine, SCHEMA)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def begin(self, began: Began, *, parent: str | None = None, forked_at: int | None = None) -> str:
+        """Write down a new run and its first event; gives its id."""
+        run = secrets.token_hex(6)
+        with writing(self._engine) as connection:
+            row = {"id": run, "created": self._clock(), "goal": began.goal, "status": "running"}
+            connection.execute(_RUNS.insert().values(**row, parent=parent, forked_at=forked_at))
+            self._insert(connection, run, 0, began)
+        return run
+
+    def add(self, run: str, number: int, event: Event) -> None:
+        """Write down the next event; once this returns, it stays.
+
+        Args:
+            run: its id. number: how many events there are: another one's place is never taken.
+
+        Raises:
+            StorageError: somebody else wrote one there, or the database fails: nothing is written.
+        """
+        with writing(self._engine) as connection:
+            self._insert(connection, run, number, event)
+            if isinstance(event, Ended | Resumed):
+                status = event.reason if isinstance(event, Ended) else "running"
+                connection.execute(_RUNS.update().where(_RUNS.c.id == run).values(status=status))
+
+    def _insert(self, connection: sa.Connection, run: str, number: int, event: Event) -> None:
+        body = event.model_dump_json()
+        connection.execute(_EVENTS.insert().values(run=run, number=number, at=self._clock(), body=body))
+
+    def events(self, run: str) -> list[Recorded]:
+        """All events of a run, in order.
+
+        Raises:
+            AgentError: no such run. StorageError: the database fails, or holds what this version cannot read.
+        """
+        with reading(self._engine) as connection:
+            query = sa.select(_EVENTS).where(_EVENTS.c.run == run).order_by(_EVENTS.c.number)
+            rows = connection.execute(query).all()
+        if not rows:
+            raise AgentError(f"there is no run {run!r:.40}; `qafila agent runs` lists them")
+        try:
+            return [Recorded(row.number, row.at, EVENT.validate_json(row.body)) for row in rows]
+        except ValidationError as error:
+            raise StorageError(
+                f"run {run}: an event cannot be read (another version wrote it, or the database is damaged): "
+                f"{error.errors()[0]['msg']}"
+            ) from None
+
+    def find(self, start: str) -> str:
+        """The id of the one run whose id begins so; ``last`` is the newest.
+
+        Raises:
+            AgentError: there is none, or more than one.
+        """
+        with reading(self._engine) as connection:
+            if start == "last":
+                newest = connection.scalar(sa.select(_RUNS.c.id).order_by(_RUNS.c.created.desc()).limit(1))
+                if newest is None:
+                    raise AgentError('there are no runs yet; `qafila agent "goal"` makes one')
+                return str(newest)
+            beginning = _RUNS.c.id.startswith(start, autoescape=True)
+            found = connection.scalars(sa.select(_RUNS.c.id).where(beginning).limit(2)).all() if start else []
+        if len(found) != 1:
+            many = "more than one run begins" if found else "there is no run that begins"
+            raise AgentError(f"{many} with {start!r:.40}; `qafila agent runs` lists them")
+        return str(found[0])
+
+    def runs(self, most: int = 50) -> list[RunLine]:
+        """The newest runs, newest first."""
+        count = sa.select(sa.func.count()).where(_EVENTS.c.run == _RUNS.c.id).scalar_subquery()
+        query = sa.select(_RUNS, count.label("events")).order_by(_RUNS.c.created.desc()).limit(most)
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [RunLine(r.id, r.created, r.goal, r.status, r.events, r.parent, r.forked_at) for r in rows]
+
+    def fork(self, run: str, after: int) -> str:
+        """A new run that begins as another did, up to and with event ``after``.
+
+        Raises:
+            AgentError: no such run or event.
+        """
+        recorded = self.events(run)
+        if not 0 <= after < len(recorded):
+            raise AgentError(f"run {run} has events 0 to {len(recorded) - 1}, not {after}")
+        first = recorded[0].event
+        assert isinstance(first, Began)
+        new = self.begin(first, parent=run, forked_at=after)
+        for one in recorded[1 : after + 1]:
+            self.add(new, one.number, one.event)
+        return new
+
+    def ask(self, run: str, wish: Wish, text: str = "") -> None:
+        """Leave something for whoever works on a run."""
+        with writing(self._engine) as connection:
+            connection.execute(_INBOX.insert().values(run=run, kind=wish, text=text))
+
+    def wishes(self, run: str) -> list[tuple[int, Wish, str]]:
+        """What was left for a run, oldest first, with numbers for `granted`."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(sa.select(_INBOX).where(_INBOX.c.run == run).order_by(_INBOX.c.id)).all()
+        return [(row.id, row.kind, row.text) for row in rows]
+
+    def granted(self, number: int) -> None:
+        """Take a wish out of the inbox."""
+        with writing(self._engine) as connection:
+            connection.execute(_INBOX.delete().where(_INBOX.c.id == number))
+
+    @contextlib.contextmanager
+    def hold(self, run: str) -> Iterator[None]:
+        """Work on a run while no other process does.
+
+        Raises:
+            AgentError: another process works on it.
+        """
+        busy = AgentError(f"run {run} is being worked on by another process; wait for it, or stop it first")
+        if self._engine.dialect.name == "postgresql":
+            number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big", signed=True)
+            with self._engine.connect() as connection:
+                if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_LOCK, number))):
+                    raise busy
+                connection.commit()
+                try:
+                    yield
+                finally:
+                    connection.execute(sa.select(sa.func.pg_advisory_unlock(_LOCK, number)))
+            return
+        database = self._engine.url.database
+        assert database is not None
+        locks = Path(f"{database}.runs")
+        try:
+            locks.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(locks / run, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"{locks / run}: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
+            yield
+        finally:
+            os.close(descriptor)

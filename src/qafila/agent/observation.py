@@ -1,0 +1,72 @@
+"""What came of a call, as the model is told: bounded text that says whether it worked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+#: Characters that an observation shows of a longer text; the journal keeps `MOST_KEPT` of it.
+MOST_SHOWN = 2000
+MOST_KEPT = 1 << 20
+# What neither a terminal nor a model should get from a tool: controls but tab and line feed, and lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+Status = Literal["ok", "error", "timeout", "refused", "unknown"]
+
+
+class Observation(BaseModel):
+    """What a call came to.
+
+    Attributes:
+        status: ``ok``; ``error``: the tool said why not; ``timeout``; ``refused``: it did not run; ``unknown``: it was
+            interrupted, and nobody knows whether it was done.
+        text: for the model. whole: all of it, where ``text`` leaves some out (itself cut at `MOST_KEPT`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Status
+    text: str
+    whole: str | None = None
+
+    def told(self) -> str:
+        """The text of the tool's message."""
+        return self.text if self.status == "ok" else f"{self.status}: {self.text}"
+
+
+def observation(value: Any, status: Status = "ok", *, most: int = MOST_SHOWN) -> Observation:
+    """An observation out of whatever a tool returned: text, bytes, or a JSON value.
+
+    Args:
+        value: what was returned. status: of the call.
+        most: characters shown; of a longer text the beginning and the end are.
+    """
+    text = _clean(_text(value)[: MOST_KEPT + 1])
+    whole = text[:MOST_KEPT]
+    if len(whole) <= most:
+        return Observation(status=status, text=whole or "(nothing)")
+    head = whole[: most * 2 // 3]
+    tail = whole[len(whole) - (most - len(head)) :]
+    gap = f"\n[... {len(whole) - len(head) - len(tail):,} characters left out ...]\n"
+    return Observation(status=status, text=head + gap + tail, whole=whole)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value[: MOST_KEPT + 1].decode("utf-8", "replace")
+    if isinstance(value, Iterable) and not isinstance(value, list | dict | tuple):
+        return repr(value)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+
+
+def _clean(text: str) -> str:
+    return _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))

@@ -1,0 +1,150 @@
+"""A run in words and as JSON, for people and programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from qafila.agent.events import (
+    Answered,
+    Asked,
+    Began,
+    Decided,
+    Ended,
+    Event,
+    Intended,
+    Observed,
+    Resumed,
+    Steered,
+    Undone,
+)
+from qafila.agent.journal import Recorded, RunLine
+from qafila.agent.state import State
+from qafila.text.messages import Message
+
+_MOST_VALUE, _MOST_RESULT = 60, 200
+
+
+def call_line(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call on one line, long values cut."""
+    return f"{name}({', '.join(f'{key}={_value(value)}' for key, value in arguments.items())})"
+
+
+def _value(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MOST_VALUE else text[: _MOST_VALUE - 1] + "…"
+
+
+def lines(event: Event, step: int) -> list[str]:
+    """What a person is shown of an event.
+
+    Args:
+        event: what happened. step: how many answers there had been with it.
+    """
+    match event:
+        case Answered():
+            message = Message.from_dict(event.message)
+            head = f"{step:>3}  "
+            shown = [call_line(call.name, call.arguments) for call in message.tool_calls] or ["answers"]
+            return [f"{head}{'; '.join(shown)}   {_record(event)}"]
+        case Observed():
+            first = " ".join(event.observation.told().split())
+            return [f"     → {first[:_MOST_RESULT]}{'…' if len(first) > _MOST_RESULT else ''}"]
+        case Intended():
+            counts = [f"{edit.kind} {edit.path}" for edit in event.edits]
+            return [f"     {', '.join(counts)}"] if counts else []
+        case Asked():
+            return [f"     asks: {event.why}"]
+        case Decided():
+            return [f"     {'allowed' if event.allowed else 'not allowed'} ({event.by})"]
+        case Steered():
+            return [f"     you: {event.text}"]
+        case Undone():
+            return [f"     taken back: call {event.call}"]
+        case Resumed():
+            return ["     goes on"]
+        case Ended() if event.reason != "done":
+            return [f"     stopped: {event.reason}{f' ({event.detail})' if event.detail else ''}"]
+    return []
+
+
+def _record(event: Answered) -> str:
+    """Probability, tokens and time of an answer."""
+    spent, parts = event.spent, []
+    likeliest = event.decision.candidates
+    if likeliest:
+        names = [f"{one.name or 'words'} {one.probability:.2g}" for one in likeliest[:2]]
+        parts.append(" / ".join(names))
+    parts.append(f"{spent.read} read, {spent.cached} reused, {spent.generated} written")
+    parts.append(f"{spent.seconds:.1f} s")
+    return f"[{'; '.join(parts)}]"
+
+
+def summary(run: str, state: State) -> str:
+    """One line at the end of a run."""
+    ended, spent = state.ended, state.spent
+    how = ended.reason if ended is not None else "interrupted"
+    share = f" ({spent.cached / spent.read:.0%} reused)" if spent.read else ""
+    cost = f", cost {state.cost:.4g}" if state.cost else ""
+    steps = f"{state.steps} step{'s' if state.steps != 1 else ''}"
+    tokens = f"{spent.read:,} tokens read{share}, {spent.generated:,} written"
+    return f"run {run}: {how}; {steps}, {tokens}, {state.seconds:.1f} s{cost}"
+
+
+def as_json(run: str, recorded: Iterable[Recorded]) -> dict[str, Any]:
+    """A run as one JSON object: how it stands, and every event with its time."""
+    every = list(recorded)
+    state = State.of(every)
+    ended = state.ended
+    spent = state.spent
+    return {
+        "id": run,
+        "goal": state.began.goal,
+        "model": state.began.model,
+        "status": ended.reason if ended is not None else "running",
+        "answer": ended.answer if ended is not None else "",
+        "detail": ended.detail if ended is not None else "",
+        "steps": state.steps,
+        "usage": {
+            "prompt_tokens": spent.read,
+            "cached_tokens": spent.cached,
+            "completion_tokens": spent.generated,
+            "seconds": round(state.seconds, 3),
+            "cost": state.cost,
+        },
+        "events": [{"number": one.number, "at": _time(one.at), **one.event.model_dump(mode="json")} for one in every],
+    }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def run_row(run: RunLine) -> dict[str, Any]:
+    """A run in a list, for programs."""
+    return {
+        "id": run.id,
+        "created": _time(run.created),
+        "status": run.status,
+        "goal": run.goal,
+        "events": run.events,
+        "parent": run.parent,
+        "forked_at": run.forked_at,
+    }
+
+
+def transcript(recorded: Iterable[Recorded]) -> list[str]:
+    """A whole run, line by line, its goal first and its answer last."""
+    shown: list[str] = []
+    step = 0
+    for one in recorded:
+        if isinstance(one.event, Began):
+            shown.append(f"goal: {one.event.goal}")
+        if isinstance(one.event, Answered):
+            step += 1
+        shown += [f"{one.number:>4} {line}" for line in lines(one.event, step)]
+        if isinstance(one.event, Ended) and one.event.answer:
+            shown.append(one.event.answer)
+    return shown

@@ -1,0 +1,191 @@
+"""Where a run stands: the fold of its events, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qafila.agent.events import (
+    Answered,
+    Asked,
+    Began,
+    Budget,
+    Decided,
+    Ended,
+    Event,
+    Intended,
+    Observed,
+    Prices,
+    Resumed,
+    Spent,
+    Steered,
+    Undone,
+)
+from qafila.agent.journal import Recorded
+from qafila.errors import AgentError
+from qafila.text.messages import Message, ToolCall
+
+#: After so many equal calls with equal results the model is told; after so many the run ends.
+CIRCLE_TOLD, CIRCLE_ENDS = 2, 4
+
+
+@dataclass(slots=True)
+class Pending:
+    """A call of the last answer.
+
+    Attributes:
+        intent: it is about to happen, or has. asked: a person was asked. decided: what was said.
+        observed: what came of it.
+    """
+
+    call: ToolCall
+    intent: Intended | None = None
+    asked: Asked | None = None
+    decided: Decided | None = None
+    observed: Observed | None = None
+
+
+@dataclass(slots=True)
+class State:
+    """A run, as far as its events go.
+
+    Attributes:
+        events: how many there are. messages: what the model has been told and said, complete turns only.
+        pending: calls of the last answer, until all of them have come to something; in their order.
+        steps: answers of the model. spent: what they took, summed up. seconds: of work before the last stop.
+        circles: how often each call, with its result, has come up. ended: why work stopped, if it has.
+    """
+
+    began: Began
+    budget: Budget
+    events: int = 1
+    messages: list[Message] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    steps: int = 0
+    spent: Spent = field(default_factory=Spent)
+    seconds: float = 0.0
+    circles: Counter[str] = field(default_factory=Counter)
+    done: dict[str, Intended] = field(default_factory=dict)
+    ended: Ended | None = None
+
+    @classmethod
+    def of(cls, recorded: Iterable[Recorded]) -> State:
+        """The state after these events.
+
+        Raises:
+            AgentError: they are not those of a run.
+        """
+        first, *rest = (one.event for one in recorded)
+        if not isinstance(first, Began):
+            raise AgentError("the journal of this run does not start with its beginning")
+        state = cls(first, first.budget)
+        state.messages = [Message("system", first.system), Message("user", first.goal)]
+        for event in rest:
+            state.add(event)
+        return state
+
+    def add(self, event: Event) -> None:
+        """What changes with the next event."""
+        self.events += 1
+        match event:
+            case Answered():
+                self._answered(event)
+            case Intended():
+                self.of_call(event.call).intent = event
+                if event.edits:
+                    self.done[event.call] = event
+            case Asked():
+                self.of_call(event.intent.call).asked = event
+            case Decided():
+                self.of_call(event.call).decided = event
+            case Observed():
+                self._observed(event)
+            case Steered():
+                self.waiting.append(event.text)
+                self._settle()
+            case Undone():
+                taken = self.done.pop(event.call, None)
+                self.waiting.append(f"(The user took back what {taken.name if taken else event.call} had changed.)")
+                self._settle()
+            case Resumed():
+                self.ended, self.budget = None, event.budget
+            case Ended():
+                self.ended = event
+                self.seconds += event.seconds
+            case Began():
+                raise AgentError("a run begins once")
+
+    def of_call(self, call: str) -> Pending:
+        """The pending call of this id.
+
+        Raises:
+            AgentError: there is none.
+        """
+        for one in self.pending:
+            if one.call.id == call:
+                return one
+        raise AgentError(f"no call {call!r:.60} is under way in this run")
+
+    @property
+    def answer(self) -> str | None:
+        """The model's last words, where it is its turn no more."""
+        last = self.messages[-1]
+        return last.text if last.role == "assistant" and not last.tool_calls and not self.pending else None
+
+    @property
+    def cost(self) -> float:
+        """In the currency of the prices."""
+        return cost_of(self.spent, self.began.prices)
+
+    def _answered(self, event: Answered) -> None:
+        message = Message.from_dict(event.message)
+        self.messages.append(message)
+        self.pending = [Pending(call) for call in message.tool_calls]
+        self.steps += 1
+        self.spent = Spent(
+            read=self.spent.read + event.spent.read,
+            cached=self.spent.cached + event.spent.cached,
+            generated=self.spent.generated + event.spent.generated,
+            first_token_seconds=event.spent.first_token_seconds,
+            seconds=self.spent.seconds + event.spent.seconds,
+        )
+
+    def _observed(self, event: Observed) -> None:
+        pending = self.of_call(event.call)
+        pending.observed = event
+        self.circles[_signature(pending.call.name, pending.call.arguments, event.observation.text)] += 1
+        self._settle()
+
+    def _settle(self) -> None:
+        """Results and what the user said become messages when no call is under way; results in the order of calls."""
+        if any(one.observed is None for one in self.pending):
+            return
+        for one in self.pending:
+            assert one.observed is not None
+            told = one.observed.observation.told()
+            again = self.circles[_signature(one.call.name, one.call.arguments, one.observed.observation.text)]
+            if again >= CIRCLE_TOLD:
+                told += f"\n(You have made this same call {again} times, with the same result. Do something else.)"
+            self.messages.append(Message("tool", told, name=one.call.name, tool_call_id=one.call.id))
+        self.pending = []
+        self.messages += [Message("user", text) for text in self.waiting]
+        self.waiting = []
+
+    @property
+    def circling(self) -> bool:
+        """Whether the same call has come to the same so often that going on makes no sense."""
+        return any(times >= CIRCLE_ENDS for times in self.circles.values())
+
+
+def cost_of(spent: Spent, prices: Prices) -> float:
+    """What tokens cost; prices are for a million."""
+    fresh = spent.read - spent.cached
+    return (fresh * prices.read + spent.cached * prices.cached + spent.generated * prices.generated) / 1e6
+
+
+def _signature(name: str, arguments: Mapping[str, Any], result: str) -> str:
+    return json.dumps([name, arguments, result], sort_keys=True, ensure_ascii=False)

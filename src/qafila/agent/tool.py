@@ -1,0 +1,220 @@
+"""Tools: typed Python functions that a model may call, and what each of them does to the world."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+from qafila.agent.edits import Edit
+from qafila.agent.sandbox.sandbox import Sandbox
+from qafila.errors import UsageError
+from qafila.text.messages import ToolSchema
+
+#: What a call does: nothing, reads, changes what can be undone, tells somebody outside, changes what cannot be undone.
+Effect: TypeAlias = Literal["pure", "read", "write", "egress", "irrevocable"]
+EFFECTS: tuple[Effect, ...] = get_args(Effect)
+
+#: Seconds that a call may take unless its tool says otherwise.
+SECONDS = 30.0
+
+
+class ArgumentsError(Exception):
+    """Arguments that a tool cannot take; the message names the first wrong one. The model is told, not the user."""
+
+
+class ToolError(Exception):
+    """Something that a tool cannot do; the message is for the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a tool works on besides its arguments.
+
+    Attributes:
+        workspace: the folder of the run. sandbox: finds the walls for commands; SandboxError where there are none.
+        key: stands for this very call, in every attempt at it: what is asked of the world outside carries it along.
+    """
+
+    workspace: Path
+    sandbox: Callable[[], Sandbox]
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a tool wants done: nothing of it has happened yet.
+
+    Attributes:
+        text: what the model is told once it is done. edits: of the workspace.
+    """
+
+    text: str
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Something that the model may call.
+
+    Attributes:
+        schema: name, description and parameters, as the model is told.
+        effect: what a call does. `write` tools change nothing by themselves: they return a `Draft`.
+        check: validated arguments out of the model's, or ArgumentsError.
+        run: a function of validated arguments and surroundings, plain or ``async``. It returns text, a JSON value, or a
+            `Draft`, and raises ToolError for what it cannot do.
+        live: values that exist now, by parameter: a call can name no others. Empty lists leave a parameter free.
+        seconds: most time for a call.
+        origin: who made it: ``built-in``, ``python``, or the name of an MCP server.
+    """
+
+    schema: ToolSchema
+    effect: Effect
+    check: Callable[[Mapping[str, Any]], dict[str, Any]]
+    run: Callable[[dict[str, Any], Surroundings], Any]
+    live: Callable[[Surroundings], Mapping[str, list[str]]] | None = None
+    seconds: float = SECONDS
+    origin: str = "python"
+
+    @property
+    def name(self) -> str:
+        """As the model calls it."""
+        return self.schema.name
+
+
+def tool(
+    function: Callable[..., Any],
+    *,
+    effect: Effect,
+    name: str | None = None,
+    live: Callable[[Surroundings], Mapping[str, list[str]]] | None = None,
+    seconds: float = SECONDS,
+    origin: str = "python",
+) -> Tool:
+    """Make a tool of a typed function.
+
+    Its docstring's first paragraph is the description. Parameters are described by ``Annotated[int, "how many"]``; one
+    of type `Surroundings` is filled in by the run and not shown to the model.
+
+    Raises:
+        UsageError: no docstring, a parameter without a type, or one whose type is no JSON value.
+    """
+    called = name or function.__name__
+    if effect not in EFFECTS:
+        raise UsageError(f"tool {called}: effect {effect!r:.40} is none of {', '.join(EFFECTS)}")
+    description = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+    if not description:
+        raise UsageError(f"tool {called}: needs a docstring that tells the model what it does")
+    model, place = _arguments(function, called)
+
+    def check(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            checked = model.model_validate(dict(arguments))
+        except ValidationError as error:
+            raise ArgumentsError(_first(error)) from None
+        return {parameter: getattr(checked, parameter) for parameter in model.model_fields}
+
+    def run(arguments: dict[str, Any], surroundings: Surroundings) -> Any:
+        return function(**arguments, **({place: surroundings} if place else {}))
+
+    parameters = _plain(model.model_json_schema())
+    parameters.pop("additionalProperties", None)
+    return Tool(ToolSchema(called, description, parameters), effect, check, run, live, seconds, origin)
+
+
+def _arguments(function: Callable[..., Any], called: str) -> tuple[type[BaseModel], str | None]:
+    """A model of the parameters, and the name of the one that takes the surroundings."""
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    place: str | None = None
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise UsageError(f"tool {called}: *{parameter.name} cannot be described to a model; name each parameter")
+        hint = hints.get(parameter.name)
+        if hint is None:
+            raise UsageError(f"tool {called}: parameter {parameter.name} needs a type")
+        if hint is Surroundings:
+            place = parameter.name
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hint, Field(default, description=_description(hint)))
+    try:
+        model = create_model(called, __config__=ConfigDict(extra="forbid"), **fields)
+        model.model_json_schema()
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise UsageError(f"tool {called}: a parameter's type is no JSON value: {str(error).splitlines()[0]}") from None
+    return model, place
+
+
+def _description(hint: Any) -> str | None:
+    if get_origin(hint) is Annotated:
+        return next((extra for extra in get_args(hint)[1:] if isinstance(extra, str)), None)
+    return None
+
+
+def _plain(schema: Any) -> Any:
+    """A schema without what costs tokens and helps no model: titles, and defaults, which tools fill in."""
+    if isinstance(schema, dict):
+        return {
+            key: {name: _plain(inner) for name, inner in value.items()}
+            if key in ("properties", "$defs")
+            else _plain(value)
+            for key, value in schema.items()
+            if key not in ("title", "default")
+        }
+    return [_plain(item) for item in schema] if isinstance(schema, list) else schema
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, found["loc"])) or "arguments"
+    return f"{where}: {found['msg'].removeprefix('Value error, ')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """The tools of a run, by name.
+
+    Raises:
+        UsageError: two tools of one name.
+    """
+
+    tools: tuple[Tool, ...]
+    by_name: Mapping[str, Tool] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        by_name: dict[str, Tool] = {}
+        for one in self.tools:
+            if one.name in by_name:
+                raise UsageError(f"two tools are called {one.name}; rename one")
+            by_name[one.name] = one
+        object.__setattr__(self, "by_name", by_name)
+
+    @property
+    def schemas(self) -> tuple[ToolSchema, ...]:
+        """What the model is told."""
+        return tuple(one.schema for one in self.tools)
+
+    def narrowed(self, surroundings: Surroundings) -> dict[str, ToolSchema]:
+        """Schemas that calls must match now: where a tool knows which values exist, no others can be written."""
+        found = {}
+        for one in self.tools:
+            live = one.live(surroundings) if one.live is not None else {}
+            values = {parameter: allowed for parameter, allowed in live.items() if allowed}
+            found[one.name] = _with_values(one.schema, values) if values else one.schema
+        return found
+
+
+def _with_values(schema: ToolSchema, values: Mapping[str, list[str]]) -> ToolSchema:
+    parameters = dict(schema.parameters)
+    properties = dict(parameters.get("properties", {}))
+    for name, allowed in values.items():
+        if name in properties:
+            kept = {key: value for key, value in properties[name].items() if key == "description"}
+            properties[name] = {**kept, "type": "string", "enum": allowed}
+    return ToolSchema(schema.name, schema.description, {**parameters, "properties": properties})

@@ -1,0 +1,1 @@
+"""The tools that Qafila brings along."""

@@ -1,0 +1,25 @@
+"""All built-in tools, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qafila.agent.tool import Tool, Toolbox
+from qafila.agent.tools import calculate, commands, files
+from qafila.errors import UsageError
+
+
+def builtin(names: Sequence[str] | None = None) -> Toolbox:
+    """The built-in tools: all, or those of these names in this order.
+
+    Raises:
+        UsageError: a name that none has.
+    """
+    every: tuple[Tool, ...] = (*files.tools(), *calculate.tools(), *commands.tools())
+    if names is None:
+        return Toolbox(every)
+    by_name = {one.name: one for one in every}
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        raise UsageError(f"there is no built-in tool {unknown[0]!r:.40}; there are {', '.join(by_name)}")
+    return Toolbox(tuple(by_name[name] for name in dict.fromkeys(names)))

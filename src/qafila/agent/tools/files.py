@@ -1,0 +1,138 @@
+"""Files of the workspace: listed, read, searched, and changed by edits that are shown first."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from qafila.agent.edits import file_edit, inside
+from qafila.agent.observation import MOST_SHOWN
+from qafila.agent.sandbox.entries import look, opened_root
+from qafila.agent.tool import Draft, Surroundings, Tool, ToolError, tool
+
+#: Bytes of a file that is read or searched, and files that are listed, searched, or offered to choose from.
+MOST_BYTES, MOST_FILES, MOST_LIVE = 4 << 20, 2000, 64
+_MOST_HITS = 50
+_SKIPPED = {".git", "__pycache__", "node_modules", ".venv"}
+
+
+def files_in(place: Surroundings) -> Iterator[str]:
+    """Paths of the regular files of the workspace, in order; hidden machinery and links are left out."""
+    count = 0
+    for folder, folders, names in os.walk(place.workspace):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
+        for name in sorted(names):
+            path = os.path.relpath(os.path.join(folder, name), place.workspace)  # noqa: PTH118 - from os.walk
+            if stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode):  # noqa: PTH118
+                yield path.replace(os.sep, "/")
+                count += 1
+                if count >= MOST_FILES:
+                    return
+
+
+def _text(place: Surroundings, path: str) -> tuple[str, str]:
+    """The path as it is in the workspace, and the text of the file there."""
+    clean = inside(path)
+    if not clean:
+        raise ToolError("path: the workspace itself is no file")
+    with opened_root(place.workspace) as root:
+        found = look(root, clean, MOST_BYTES)
+    if found is None:
+        raise ToolError(f"{clean}: there is no such file")
+    if not stat.S_ISREG(found[0].mode):
+        raise ToolError(f"{clean}: is a folder or a link, no file")
+    if found[1] is None:
+        raise ToolError(f"{clean}: {found[0].size} bytes are too many to read; search it instead")
+    return clean, found[1].decode("utf-8", "replace")
+
+
+def list_files(place: Surroundings) -> str:
+    """List the files."""
+    return "\n".join(files_in(place)) or "(no files)"
+
+
+def read_file(place: Surroundings, path: str, line: int = 1) -> str:
+    """Read a text file from a line on."""
+    _, text = _text(place, path)
+    if line < 1:
+        raise ToolError("line: the first is 1")
+    every = text.splitlines()
+    chosen: list[str] = []
+    size = 0
+    for one in every[line - 1 :]:
+        size += len(one) + 1
+        if chosen and size > MOST_SHOWN - 100:
+            break
+        chosen.append(one)
+    rest = len(every) - (line - 1) - len(chosen)
+    return "\n".join(chosen) + (f"\n[{rest} more lines, from line {line + len(chosen)}]" if rest > 0 else "")
+
+
+def search_files(place: Surroundings, text: str) -> str:
+    """Find lines that hold a text."""
+    wanted = text.casefold()  # no pattern: Python's would hold up the whole program for as long as a model likes
+    hits: list[str] = []
+    with opened_root(place.workspace) as root:
+        for path in files_in(place):
+            found = look(root, path, MOST_BYTES)
+            if found is None or found[1] is None or b"\0" in found[1]:
+                continue
+            for number, line in enumerate(found[1].decode("utf-8", "replace").splitlines(), 1):
+                if wanted in line.casefold():
+                    hits.append(f"{path}:{number}: {line.strip()[:200]}")
+                    if len(hits) == _MOST_HITS:
+                        return "\n".join([*hits, "[more lines match]"])
+    return "\n".join(hits) or "(no line matches)"
+
+
+def write_file(place: Surroundings, path: str, text: str) -> Draft:
+    """Write a text file, in place of what is there."""
+    clean = inside(path)
+    if not clean:
+        raise ToolError("path: give the name of a file")
+    edits = file_edit(place.workspace, clean, _with_end(text).encode("utf-8", "replace"))
+    return Draft(f"wrote {clean}" if edits else f"{clean} holds this already", edits)
+
+
+def edit_file(place: Surroundings, path: str, old: str, new: str) -> Draft:
+    """Replace a text in a file; it must be there exactly once."""
+    clean, text = _text(place, path)
+    times = text.count(old) if old else 0
+    if times != 1:
+        raise ToolError(f"{clean}: the old text is there {times} times, not once")
+    edits = file_edit(place.workspace, clean, text.replace(old, new).encode("utf-8", "replace"))
+    return Draft(f"changed {clean}" if edits else f"{clean} holds this already", edits)
+
+
+def delete_file(place: Surroundings, path: str) -> Draft:
+    """Delete a file."""
+    clean = inside(path)
+    if not clean:
+        raise ToolError("path: the workspace itself is not deleted")
+    edits = file_edit(place.workspace, clean, None)
+    if not edits:
+        raise ToolError(f"{clean}: there is no such file")
+    return Draft(f"deleted {clean}", edits)
+
+
+def _with_end(text: str) -> str:
+    return text if not text or text.endswith("\n") else text + "\n"
+
+
+def _paths(place: Surroundings) -> dict[str, list[str]]:
+    """The files that exist, as values that a path can have; none where there are too many to choose from."""
+    found = list(files_in(place))
+    return {"path": found if len(found) <= MOST_LIVE else []}
+
+
+def tools() -> tuple[Tool, ...]:
+    """The tools of this module."""
+    return (
+        tool(list_files, effect="read", origin="built-in"),
+        tool(read_file, effect="read", live=_paths, origin="built-in"),
+        tool(search_files, effect="read", origin="built-in"),
+        tool(write_file, effect="write", origin="built-in"),
+        tool(edit_file, effect="write", live=_paths, origin="built-in"),
+        tool(delete_file, effect="write", live=_paths, origin="built-in"),
+    )

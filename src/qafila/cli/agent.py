@@ -1,0 +1,357 @@
+"""`qafila agent`: give a model a goal and tools, watch every step, stop it, go on later, take changes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from qafila.cli import options as opt
+from qafila.cli import stdin, terminal
+from qafila.cli.agent_setup import ask_at_terminal, open_client, open_journal, preview, workspace
+from qafila.errors import AgentError, UsageError
+
+if TYPE_CHECKING:
+    from qafila.agent.events import Decided
+    from qafila.agent.journal import Journal
+    from qafila.agent.loop import Agent
+
+_STARTS = "begin"
+
+
+class _GoalGroup(TyperGroup):
+    """`qafila agent "goal"` is `qafila agent begin "goal"`: what is no command and no help is a goal."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = [_STARTS, *args]
+        return super().parse_args(ctx, args)
+
+
+command = typer.Typer(
+    cls=_GoalGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help='A model that works on a goal over many steps: qafila agent "GOAL", or a command below.',
+)
+
+_Run = Annotated[str, typer.Argument(metavar="RUN", help="The first letters of its id, or `last`.")]
+_Database = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        envvar="QAFILA_AGENT_DATABASE",
+        help="Where runs are kept (default: SQLite in QAFILA_HOME).",
+    ),
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_Model = Annotated[str, typer.Option("-m", "--model", metavar="MODEL", help="The model, as for `qafila chat`.")]
+_Endpoint = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead.")
+]
+_KeyEnv = Annotated[
+    str | None, typer.Option("--key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
+]
+_Yes = Annotated[bool, typer.Option("-y", "--yes", help="Change files without asking; `undo` takes it back.")]
+
+
+@command.command(_STARTS)
+def _begin(
+    goal: Annotated[str, typer.Argument(metavar="GOAL", help="What is to be done; `-` reads it from standard input.")],
+    model: _Model = "default",
+    folder: Annotated[
+        Path, typer.Option("-w", "--workspace", metavar="FOLDER", help="The files it works on (default: this folder).")
+    ] = Path(),
+    tools: Annotated[
+        str | None, typer.Option("--tools", metavar="NAMES", help="Only these, with commas (`none` for none).")
+    ] = None,
+    yes: _Yes = False,
+    steps: Annotated[int, typer.Option(min=1, help="Most answers of the model.")] = 12,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens computed.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="Most seconds.")] = None,
+    instructions: opt.System = None,
+    temperature: Annotated[float, typer.Option("-t", "--temperature", min=0.0, help="0: always the likeliest.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same steps.")] = 0,
+    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Most tokens of one answer.")] = 512,
+    choose: Annotated[str, typer.Option(metavar="HOW", help="`free`, or `likelihood` for small models.")] = "free",
+    endpoint: _Endpoint = None,
+    key_env: _KeyEnv = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    adapter: opt.Adapter = None,
+    database: _Database = None,
+    as_json: _JSON = False,
+) -> None:
+    """Work on a goal; steps are shown on standard error, the answer goes to standard output."""
+    from qafila.agent.events import Budget
+    from qafila.agent.loop import Settings
+
+    if choose not in ("free", "likelihood"):
+        raise UsageError(f"--choose {choose!r:.40}: is neither free nor likelihood")
+    where = workspace(folder)
+    settings = Settings(
+        budget=Budget(steps=steps, tokens=tokens, seconds=seconds),
+        choosing="likelihood" if choose == "likelihood" else "free",
+        seed=seed,
+        temperature=temperature,
+        answer_tokens=max_tokens,
+        instructions=instructions or "",
+    )
+    journal = open_journal(database)
+    agent = _agent(
+        journal, where, _names(tools), yes, settings, as_json,
+        model=model, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
+    )  # fmt: skip
+    _work(agent, agent.begin(stdin.whole() if goal == "-" else goal), as_json)
+
+
+@command.command("resume")
+def _resume(
+    run: _Run,
+    say: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Something to tell it first.")] = None,
+    yes: _Yes = False,
+    endpoint: _Endpoint = None,
+    key_env: _KeyEnv = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    adapter: opt.Adapter = None,
+    database: _Database = None,
+    as_json: _JSON = False,
+) -> None:
+    """Go on with a run: after a crash, with a new budget, or with something new to do."""
+    journal = open_journal(database)
+    found = journal.find(run)
+    agent = _same_agent(
+        journal, found, yes, as_json,
+        endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
+    )  # fmt: skip
+    _work(agent, found, as_json, say=say)
+
+
+@command.command("approve")
+def _approve(
+    run: _Run,
+    deny: Annotated[bool, typer.Option("--deny", help="Say no; the run goes on without it.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
+    yes: _Yes = False,
+    endpoint: _Endpoint = None,
+    key_env: _KeyEnv = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    adapter: opt.Adapter = None,
+    database: _Database = None,
+    as_json: _JSON = False,
+) -> None:
+    """Allow what a waiting run asked for (or not, with --deny), and let it go on."""
+    from qafila.agent.events import Decided
+    from qafila.agent.state import State
+
+    journal = open_journal(database)
+    found = journal.find(run)
+    asked = [p.asked.intent for p in State.of(journal.events(found)).pending if p.asked and not p.decided]
+    if not asked:
+        raise AgentError(f"run {found} waits for nobody's word")
+    print(preview(asked[0]), file=sys.stderr)
+    decided = Decided(call=asked[0].call, allowed=not deny, by="terminal", reason=reason)
+    agent = _same_agent(
+        journal, found, yes, as_json,
+        endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
+    )  # fmt: skip
+    _work(agent, found, as_json, decisions={decided.call: decided})
+
+
+@command.command("runs")
+def _runs(
+    most: Annotated[int, typer.Option("-n", "--most", min=1, help="How many of the newest.")] = 20,
+    database: _Database = None,
+    as_json: _JSON = False,
+) -> None:
+    """List the runs, newest first."""
+    from qafila.agent.show import run_row
+
+    found = open_journal(database).runs(most)
+    if as_json:
+        typer.echo(json.dumps([run_row(one) for one in found], ensure_ascii=False, indent=2))
+        return
+    if not found:
+        typer.echo('no runs yet; `qafila agent "goal"` makes one', err=True)
+    for one in found:
+        goal = " ".join(terminal.printable(one.goal).split())
+        when = run_row(one)["created"][:16].replace("T", " ")
+        typer.echo(f"{one.id}  {when}  {one.status:<12} {goal[:80]}")
+
+
+@command.command("show")
+def _show(run: _Run, database: _Database = None, as_json: _JSON = False) -> None:
+    """Show a run: every event, in order."""
+    from qafila.agent.show import as_json as in_json
+    from qafila.agent.show import summary, transcript
+    from qafila.agent.state import State
+
+    journal = open_journal(database)
+    found = journal.find(run)
+    recorded = journal.events(found)
+    if as_json:
+        typer.echo(json.dumps(in_json(found, recorded), ensure_ascii=False, indent=2))
+        return
+    state = State.of(recorded)
+    for line in transcript(recorded):
+        typer.echo(terminal.printable(line))
+    for pending in state.pending:
+        if pending.asked is not None and pending.decided is None:
+            typer.echo(f"\nwaits for a word on:\n{preview(pending.asked.intent)}")
+    typer.echo(summary(found, state))
+
+
+@command.command("stop")
+def _stop(run: _Run, database: _Database = None) -> None:
+    """Stop a run that is being worked on; `resume` goes on with it."""
+    journal = open_journal(database)
+    found = journal.find(run)
+    journal.ask(found, "cancel", "stopped by the user")
+    typer.echo(f"run {found} stops at its next chance")
+
+
+@command.command("say")
+def _say(run: _Run, text: Annotated[str, typer.Argument(help="What to tell it.")], database: _Database = None) -> None:
+    """Tell a run something while it works; it reads it before its next step."""
+    if not text.strip():
+        raise UsageError("there is nothing to say: TEXT is empty")
+    journal = open_journal(database)
+    found = journal.find(run)
+    journal.ask(found, "steer", text)
+    typer.echo(f"run {found} reads it before its next step (or when it is resumed)")
+
+
+@command.command("undo")
+def _undo(
+    run: _Run,
+    everything: Annotated[bool, typer.Option("--all", help="Everything it changed, not only the last call.")] = False,
+    database: _Database = None,
+) -> None:
+    """Take back what a run changed in its files."""
+    from qafila.agent.undo import undo
+
+    journal = open_journal(database)
+    for edit in undo(journal, journal.find(run), everything=everything):
+        typer.echo(terminal.printable(edit.diff().rstrip("\n")))
+
+
+@command.command("fork")
+def _fork(
+    run: _Run,
+    after: Annotated[int, typer.Argument(metavar="EVENT", min=0, help="The last event that both share (see `show`).")],
+    database: _Database = None,
+) -> None:
+    """Make a new run that begins as another did; `resume` goes on with it."""
+    journal = open_journal(database)
+    typer.echo(journal.fork(journal.find(run), after))
+
+
+def _names(tools: str | None) -> list[str] | None:
+    if tools is None:
+        return None
+    return [] if tools.strip() == "none" else [name.strip() for name in tools.split(",") if name.strip()]
+
+
+def _agent(
+    journal: Journal, where: Path, names: list[str] | None, yes: bool, settings: Any, as_json: bool, **model: Any
+) -> Agent:
+    from qafila.agent.loop import Agent
+    from qafila.agent.rules import DEFAULTS, Rules
+    from qafila.agent.tools.builtin import builtin
+
+    rules = Rules({**DEFAULTS, "write": "allow"}) if yes else Rules()
+    toolbox = builtin(names)
+    return Agent(
+        open_client(**model),
+        toolbox,
+        journal,
+        workspace=where,
+        rules=rules,
+        approver=None if as_json else ask_at_terminal,
+        settings=settings,
+        tell=(lambda _: None) if as_json else terminal.show,
+    )
+
+
+def _same_agent(journal: Journal, run: str, yes: bool, as_json: bool, **model: Any) -> Agent:
+    """The agent of a run that is gone on with: its model, workspace and tools."""
+    from qafila.agent.state import State
+
+    began = State.of(journal.events(run)).began
+    names = list(began.effects)
+    return _agent(journal, workspace(Path(began.workspace)), names, yes, None, as_json, model=began.model, **model)
+
+
+def _work(
+    agent: Agent, run: str, as_json: bool, *, say: str | None = None, decisions: dict[str, Decided] | None = None
+) -> None:
+    from qafila.agent.show import as_json as in_json
+    from qafila.agent.show import summary
+    from qafila.agent.state import State
+
+    journal = agent.journal
+    try:
+        asyncio.run(_watch(agent, run, as_json, say, decisions))
+    finally:
+        if sys.stdout.isatty():
+            print()
+    recorded = journal.events(run)
+    state = State.of(recorded)
+    if as_json:
+        print(json.dumps(in_json(run, recorded), ensure_ascii=False))
+    else:
+        print(summary(run, state), file=sys.stderr)
+        if state.ended is not None and state.ended.reason == "waiting":
+            print(
+                f"see it with `qafila agent show {run}`, then `qafila agent approve {run}` or --deny", file=sys.stderr
+            )
+    if state.ended is None or state.ended.reason not in ("done", "waiting"):
+        raise typer.Exit(1)
+
+
+async def _watch(agent: Agent, run: str, as_json: bool, say: str | None, decisions: dict[str, Decided] | None) -> None:
+    """Show each event as it happens; Ctrl-C stops the run, a second one leaves it as it is."""
+    from qafila.agent.events import Answered
+    from qafila.agent.show import lines
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        if asked and task is not None:
+            task.cancel()
+        elif not asked:
+            asked = True
+            print("\n(stopping; Ctrl-C again leaves at once)", file=sys.stderr)
+            agent.journal.ask(run, "cancel", "Ctrl-C")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    step = 0
+    try:
+        async for recorded in agent.work(run, say=say, decisions=decisions):
+            if isinstance(recorded.event, Answered):
+                step += 1
+                if not as_json and recorded.event.message.get("content"):
+                    sys.stdout.write("\n")
+            if not as_json:
+                for line in lines(recorded.event, step):
+                    print(terminal.printable(line), file=sys.stderr)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        await agent.client.close()

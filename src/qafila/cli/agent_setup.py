@@ -1,0 +1,129 @@
+"""What the commands of `qafila agent` work with: a journal, a model, tools, and a person at the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qafila.cli import terminal
+from qafila.errors import UsageError
+
+if TYPE_CHECKING:
+    from qafila.agent.events import Intended
+    from qafila.agent.journal import Journal
+    from qafila.chat.client import ChatClient
+
+_MOST_LINES = 40
+
+
+def open_journal(database: str | None) -> Journal:
+    """The journal of this machine, or the one at a database's URL.
+
+    Raises:
+        UsageError: the agent's extra is not installed, or the URL is none.
+    """
+    try:
+        from qafila.agent.journal import Journal
+        from qafila.database import default_url
+    except ModuleNotFoundError as error:
+        raise UsageError(f"agent: {error.name} is missing; `pip install 'qafila[agent]'` brings it") from None
+    return Journal(database or default_url("agent"))
+
+
+def open_client(
+    model: str,
+    *,
+    endpoint: str | None,
+    key_variable: str | None,
+    threads: int | None,
+    context: int | None,
+    adapter: str | None,
+) -> ChatClient:
+    """A model in this process, or one behind an OpenAI-compatible endpoint.
+
+    Raises:
+        QafilaError: it is not there, or options do not go together.
+    """
+    if endpoint is None:
+        if key_variable is not None:
+            raise UsageError("--key-env goes with --endpoint")
+        from qafila.chat.llama import Llama
+        from qafila.chat.local import LocalClient
+
+        llama = Llama.load(model, threads=threads, context=context, adapter=adapter)
+        return LocalClient(llama, model, owns_model=True)
+    if any(option is not None for option in (threads, context, adapter)):
+        raise UsageError(
+            "--threads, --context and --adapter are of a model in this process; leave them or --endpoint out"
+        )
+    return _remote(model, endpoint, key_variable)
+
+
+def _remote(model: str, endpoint: str, key_variable: str | None) -> ChatClient:
+    from qafila.chat.remote import RemoteClient
+    from qafila.chat.upstream import Address, Connection, Offered, offered, read_key
+
+    key, where = read_key(key_variable), f"endpoint {endpoint}"
+    address = Address.parse(endpoint)
+
+    async def models() -> dict[str, Offered]:
+        connection = Connection(address, key=key, where=where)
+        try:
+            return {one.name: one for one in await offered(connection, where)}
+        finally:
+            await connection.close()
+
+    known = asyncio.run(models())
+    if model == "default" and model not in known and len(known) == 1:
+        model = next(iter(known))
+    if model not in known:
+        raise UsageError(f"{where}: has no model {model!r:.120}; --model names one of {', '.join(list(known)[:20])}")
+    there = known[model]
+    return RemoteClient(
+        Connection(address, key=key, where=where),
+        model,
+        dialect=there.dialect,
+        context_length=there.context_length,
+    )
+
+
+def workspace(folder: Path) -> Path:
+    """The folder that a run works in.
+
+    Raises:
+        UsageError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--workspace {folder}: is no folder")
+    return folder.resolve()
+
+
+def preview(intent: Intended) -> str:
+    """What a call will do, for a person: the call itself, and the diff of what it changes."""
+    from qafila.agent.show import call_line
+
+    lines = [call_line(intent.name, intent.arguments)]
+    for edit in intent.edits:
+        lines += edit.diff().rstrip("\n").split("\n")
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[:_MOST_LINES], f"[{len(lines) - _MOST_LINES} more lines: qafila agent show]"]
+    return terminal.printable("\n".join(lines))
+
+
+async def ask_at_terminal(intent: Intended, why: str) -> tuple[bool, str] | None:
+    """Ask the person at the terminal; None where nobody is there, so that the run waits."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    print(f"\n{preview(intent)}\n({why})", file=sys.stderr)
+    while True:
+        print("carry it out? [y]es, [n]o, [l]ater: ", end="", file=sys.stderr, flush=True)
+        line = await asyncio.to_thread(sys.stdin.readline)
+        said = line.strip().lower()
+        if not line or said in ("l", "later", "لاحقا", "لاحقًا"):
+            return None
+        if said in ("y", "yes", "نعم"):
+            return True, ""
+        if said in ("n", "no", "لا"):
+            return False, "the user said no"
