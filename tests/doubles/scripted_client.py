@@ -17,6 +17,7 @@ from qafila.chat.client import (
     Started,
     TextPiece,
     TokenInfo,
+    ToolOdds,
     Usage,
 )
 from qafila.text.messages import Message, ToolCall, ToolSchema
@@ -32,6 +33,7 @@ class ScriptedClient:
 
     name = "scripted"
     context_length = 2048
+    fingerprint: str | None = None
 
     def __init__(
         self,
@@ -95,6 +97,9 @@ class ScriptedClient:
     async def score(self, prompt: str | Sequence[int], top: int = 0) -> list[TokenInfo]:
         return [TokenInfo(i, word, word.encode(), float("nan") if i == 0 else -1.0)
                 for i, word in enumerate(str(prompt).split())]  # fmt: skip
+
+    async def tool_odds(self, request: ChatRequest) -> ToolOdds:
+        return ToolOdds(0.5, tuple((tool.name, 1 / len(request.tools)) for tool in request.tools))
 
     async def embed(self, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean") -> Embedded:
         return Embedded(tuple((0.6, 0.8) for _ in texts), sum(len(text) for text in texts))

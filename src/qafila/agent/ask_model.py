@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from qafila.agent.choose import Chooser, candidates
 from qafila.agent.events import Answered, Candidate, Choosing, Decision, Spent
 from qafila.agent.state import State
+from qafila.agent.tool import narrowed
 from qafila.chat.client import (
     CallPiece,
     ChatClient,
@@ -19,26 +21,13 @@ from qafila.chat.client import (
     Finished,
     Generation,
     TextPiece,
-    ToolOdds,
     Usage,
 )
 from qafila.text.messages import Message, ToolCall, ToolSchema
 
 
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """From which probability of a call the model acts, and below which it is too unsure to go on alone.
-
-    Attributes:
-        call: probability from which a call is made rather than an answer in words. It stands against how rarely a model
-            of this size begins a call by itself, so that it says little of another model; `calibrate` finds it.
-        ask: a person is asked about a call whose tool is less likely than this among the tools.
-        hand_over: below this the run is handed over to a person.
-    """
-
-    call: float = 0.5
-    ask: float = 0.0
-    hand_over: float = 0.0
+class UnsureError(Exception):
+    """The model knows too little of what to do next: a person is to take over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +35,13 @@ class Step:
     """What an answer is asked for with.
 
     Attributes:
-        tools: what the model is told. narrowed: schemas that its calls must match.
-        thresholds: for choosing by likelihood.
+        tools: what the model is told. live: values that parameters can have now, by tool and parameter.
+        chooser: for runs whose tools are chosen by likelihood.
     """
 
     tools: tuple[ToolSchema, ...]
-    narrowed: Mapping[str, ToolSchema]
-    thresholds: Thresholds
+    live: dict[str, dict[str, list[str]]]
+    chooser: Chooser
 
 
 async def ask_model(
@@ -63,11 +52,11 @@ async def ask_model(
     The seed is the run's and the number of the step: asked again, an engine of ours gives the same tokens.
 
     Args:
-        client: the model. state: of the run. step: tools and thresholds.
+        client: the model. state: of the run. step: what it may do, and how that is chosen.
         tell: gets pieces of the answer's text as they come.
 
     Raises:
-        QafilaError: the prompt does not fit, or the model cannot be asked.
+        UnsureError: nothing is likely enough. QafilaError: the prompt does not fit, or the model cannot be asked.
     """
     began = state.began
     exact = client.abilities.exact_likelihood
@@ -77,22 +66,23 @@ async def ask_model(
         seed=(began.seed + state.steps) % 2**32,
         logprobs=0 if exact else None,
     )
-    request = ChatRequest(tuple(state.messages), step.tools, narrowed=step.narrowed, generation=generation)
+    schemas = narrowed(step.tools, step.live)
+    request = ChatRequest(tuple(state.messages), step.tools, narrowed=schemas, generation=generation)
     choosing: Choosing = began.choosing if exact and step.tools else "free"
-    candidates: tuple[Candidate, ...] = ()
+    found: tuple[Candidate, ...] = ()
     if choosing == "likelihood":
-        odds = await client.tool_odds(request)
-        candidates = by_probability(odds)
-        chosen = odds.tools and max(odds.tools, key=lambda one: one[1])[0]
-        called = odds.call >= step.thresholds.call
-        request = ChatRequest(
-            request.messages,
-            request.tools,
+        odds = await step.chooser.odds(client, request)
+        found = candidates(odds)
+        name = max(odds.tools, key=lambda one: one[1])[0]
+        called = odds.call >= began.thresholds.call
+        sure = max(one.probability for one in found)
+        if sure < began.thresholds.hand_over:
+            raise UnsureError(f"the likeliest next thing has a probability of {sure:.2f}, and a person is to take over")
+        request = replace(
+            request,
             tool_mode="required" if called else "auto",
-            tool_names=frozenset([chosen]) if called and chosen else frozenset(),
-            narrowed=step.narrowed,
+            tool_names=frozenset([name]) if called else frozenset(),
             parallel_tool_calls=False,
-            generation=generation,
         )
     digest = await _digest(client, request)
     answer = _Answer(tell)
@@ -102,17 +92,12 @@ async def ask_model(
     decision = Decision(
         prompt_sha256=digest,
         choosing=choosing,
-        candidates=candidates,
+        candidates=found,
         arguments_logprob=answer.calls_logprob if exact and message.tool_calls else None,
     )
-    return Answered(message=message.to_dict(), reason=answer.reason, decision=decision, spent=answer.spent)
-
-
-def by_probability(odds: ToolOdds) -> tuple[Candidate, ...]:
-    """What the model could do, likeliest first: each tool, and "" for an answer in words."""
-    all_of_them = [Candidate(name="", probability=max(0.0, 1 - odds.call))]
-    all_of_them += [Candidate(name=name, probability=odds.call * share) for name, share in odds.tools]
-    return tuple(sorted(all_of_them, key=lambda one: -one.probability))
+    return Answered(
+        message=message.to_dict(), reason=answer.reason, decision=decision, spent=answer.spent, live=step.live
+    )
 
 
 async def _digest(client: ChatClient, request: ChatRequest) -> str:

@@ -47,7 +47,9 @@ class Calls:
     async def carry_out(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
         """The events of all calls that have come to nothing yet; `Ended` is the last where one has to wait."""
         left = [one for one in pending if one.observed is None]
-        harmless = [(one, tool) for one in left if (tool := self._tool(one)) is not None and tool.effect in HARMLESS]
+        harmless = [
+            (one, tool) for one in left if (tool := self._tool(one)) is not None and self._harmless_now(one, tool)
+        ]
         for observed in await asyncio.gather(*(self._harmless(one, tool) for one, tool in harmless)):
             yield observed
         for one in left:
@@ -59,6 +61,10 @@ class Calls:
 
     def _tool(self, pending: Pending) -> Tool | None:
         return self._toolbox.by_name.get(pending.call.name)
+
+    @staticmethod
+    def _harmless_now(pending: Pending, tool: Tool) -> bool:
+        return tool.effect in HARMLESS and not pending.unsure
 
     async def _harmless(self, pending: Pending, tool: Tool) -> Observed:
         started = time.monotonic()
@@ -99,6 +105,8 @@ class Calls:
                 return
             intent = made
             verdict, why = self._rules.verdict(tool.effect)
+            if verdict == "allow" and pending.unsure:
+                verdict, why = "ask", f"the model is not sure that {tool.name} is the right tool"
             if verdict == "ask":
                 async for event in self._asked(pending, intent, why):
                     yield event

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from qafila.agent.calibration import Calibration
 from qafila.agent.edits import Edit
 from qafila.agent.observation import Observation
 
@@ -39,6 +40,20 @@ class Prices(_Event):
     read: float = Field(default=0.0, ge=0)
     cached: float = Field(default=0.0, ge=0)
     generated: float = Field(default=0.0, ge=0)
+
+
+class Thresholds(_Event):
+    """From which probability on the model acts, a person is asked, and the run is handed over.
+
+    Attributes:
+        call: a call is made where it is at least this likely; else the model answers in words.
+        ask: a person is asked before a call whose tool is less likely than this among the tools.
+        hand_over: a run stops, for a person to take over, where the likeliest next thing is less likely than this.
+    """
+
+    call: float = Field(default=0.5, ge=0, le=1)
+    ask: float = Field(default=0.0, ge=0, le=1)
+    hand_over: float = Field(default=0.0, ge=0, le=1)
 
 
 class Candidate(_Event):
@@ -86,6 +101,9 @@ class Began(_Event):
     budget: Budget
     prices: Prices
     choosing: Choosing
+    thresholds: Thresholds = Thresholds()
+    calibration: Calibration = Calibration()
+    fingerprint: str | None = None
     seed: int
     temperature: float
     answer_tokens: int
@@ -93,9 +111,15 @@ class Began(_Event):
 
 
 class Answered(_Event):
-    """The model answered: in words, or with calls. ``message`` has the shape of `Message.to_dict`."""
+    """The model answered: in words, or with calls.
+
+    Attributes:
+        message: in the shape of `Message.to_dict`. reason: why it ended. decision: why it is what it is.
+        spent: what it took. live: values that parameters could have, by tool and parameter, where not all could be.
+    """
 
     kind: Literal["answered"] = "answered"
+    live: dict[str, dict[str, list[str]]] = {}
     message: dict[str, Any]
     reason: str
     decision: Decision

@@ -176,8 +176,8 @@ class Journal:
             rows = connection.execute(query).all()
         return [RunLine(r.id, r.created, r.goal, r.status, r.events, r.parent, r.forked_at) for r in rows]
 
-    def fork(self, run: str, after: int) -> str:
-        """A new run that begins as another did, up to and with event ``after``.
+    def fork(self, run: str, after: int, instead: Event | None = None) -> str:
+        """A new run that begins as another did, up to and with event ``after``, or with ``instead`` in its place.
 
         Raises:
             AgentError: no such run or event.
@@ -189,7 +189,7 @@ class Journal:
         assert isinstance(first, Began)
         new = self.begin(first, parent=run, forked_at=after)
         for one in recorded[1 : after + 1]:
-            self.add(new, one.number, one.event)
+            self.add(new, one.number, instead if instead is not None and one.number == after else one.event)
         return new
 
     def ask(self, run: str, wish: Wish, text: str = "") -> None:

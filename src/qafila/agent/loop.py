@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qafila import __version__
-from qafila.agent.ask_model import Step, Thresholds, ask_model
+from qafila.agent.ask_model import Step, UnsureError, ask_model
+from qafila.agent.calibration import Calibration
 from qafila.agent.calls import Approver, Calls
+from qafila.agent.choose import Chooser
 from qafila.agent.events import (
     Began,
     Budget,
@@ -29,6 +31,7 @@ from qafila.agent.events import (
     Prices,
     Resumed,
     Steered,
+    Thresholds,
 )
 from qafila.agent.journal import Journal, Recorded
 from qafila.agent.rules import Rules
@@ -37,7 +40,7 @@ from qafila.agent.scaffold import system_prompt
 from qafila.agent.state import State
 from qafila.agent.tool import Surroundings, Toolbox
 from qafila.chat.client import ChatClient
-from qafila.errors import AgentError, ContextLengthError, QafilaError, StorageError
+from qafila.errors import AgentError, QafilaError, StorageError
 
 #: Seconds between looks into the inbox while the model answers.
 _LOOK = 0.25
@@ -49,13 +52,14 @@ class Settings:
 
     Attributes:
         budget, prices: its limits, and what tokens cost. choosing: how tools are chosen (``free`` where the client
-            has no exact likelihoods). thresholds: for ``likelihood``.
+            has no exact likelihoods). calibration, thresholds: for ``likelihood``.
         seed, temperature, answer_tokens: of each answer. instructions: more for the system prompt.
     """
 
     budget: Budget = field(default_factory=Budget)
     prices: Prices = field(default_factory=Prices)
     choosing: Choosing = "free"
+    calibration: Calibration = field(default_factory=Calibration)
     thresholds: Thresholds = field(default_factory=Thresholds)
     seed: int = 0
     temperature: float = 0.0
@@ -106,6 +110,9 @@ class Agent:
             budget=settings.budget,
             prices=settings.prices,
             choosing=settings.choosing,
+            thresholds=settings.thresholds,
+            calibration=settings.calibration,
+            fingerprint=self.client.fingerprint,
             seed=settings.seed,
             temperature=settings.temperature,
             answer_tokens=settings.answer_tokens,
@@ -140,6 +147,7 @@ class _Worker:
     def __init__(self, agent: Agent, run: str, state: State) -> None:
         self._agent, self._run, self.state = agent, run, state
         self._started = time.monotonic()
+        self._chooser = Chooser(state.began.calibration)
         if state.began.workspace != str(agent.workspace):
             raise AgentError(f"run {run} belongs to the workspace {state.began.workspace}; go on with it there")
         missing = sorted(set(state.began.effects) - set(agent.toolbox.by_name))
@@ -215,7 +223,8 @@ class _Worker:
         """Why the run is to stop before its next turn, if it is."""
         state, budget = self.state, self.state.budget
         if state.answer is not None:
-            return self._end("done", answer=state.answer)
+            cut = f"the answer was cut at {state.began.answer_tokens} tokens" if state.cut else ""
+            return self._end("done", answer=state.answer, detail=cut)
         if state.circling:
             return self._end("circle", detail="the same call came to the same result again and again")
         tokens = state.spent.read - state.spent.cached + state.spent.generated
@@ -247,7 +256,7 @@ class _Worker:
         """The model's next answer; or why there is none."""
         agent = self._agent
         tools = agent.toolbox
-        step = Step(tools.schemas, tools.narrowed(self._surroundings("")), agent._settings.thresholds)
+        step = Step(tools.schemas, tools.live(self._surroundings("")), self._chooser)
         asking = asyncio.ensure_future(ask_model(agent.client, self.state, step, agent._tell))
         try:
             while not (await asyncio.wait([asking], timeout=_LOOK))[0]:
@@ -257,8 +266,8 @@ class _Worker:
                         await asking
                     return self._end("cancelled")
             return await asking
-        except ContextLengthError as error:
-            return self._end("failed", detail=str(error))
+        except UnsureError as error:
+            return self._end("handed over", detail=str(error))
         except StorageError:
             raise
         except QafilaError as error:

@@ -67,6 +67,8 @@ def lines(event: Event, step: int) -> list[str]:
             return ["     goes on"]
         case Ended() if event.reason != "done":
             return [f"     stopped: {event.reason}{f' ({event.detail})' if event.detail else ''}"]
+        case Ended() if event.detail:
+            return [f"     ({event.detail})"]
     return []
 
 

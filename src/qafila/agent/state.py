@@ -37,11 +37,12 @@ class Pending:
     """A call of the last answer.
 
     Attributes:
-        intent: it is about to happen, or has. asked: a person was asked. decided: what was said.
-        observed: what came of it.
+        unsure: its tool was so unlikely that a person is asked. intent: it is about to happen, or has.
+        asked: a person was asked. decided: what was said. observed: what came of it.
     """
 
     call: ToolCall
+    unsure: bool = False
     intent: Intended | None = None
     asked: Asked | None = None
     decided: Decided | None = None
@@ -56,7 +57,8 @@ class State:
         events: how many there are. messages: what the model has been told and said, complete turns only.
         pending: calls of the last answer, until all of them have come to something; in their order.
         steps: answers of the model. spent: what they took, summed up. seconds: of work before the last stop.
-        circles: how often each call, with its result, has come up. ended: why work stopped, if it has.
+        cut: the last answer reached its limit of tokens. circles: how often each call, with its result, has come up.
+        done: what changed files, by call. ended: why work stopped, if it has.
     """
 
     began: Began
@@ -66,6 +68,7 @@ class State:
     pending: list[Pending] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     steps: int = 0
+    cut: bool = False
     spent: Spent = field(default_factory=Spent)
     seconds: float = 0.0
     circles: Counter[str] = field(default_factory=Counter)
@@ -144,8 +147,9 @@ class State:
     def _answered(self, event: Answered) -> None:
         message = Message.from_dict(event.message)
         self.messages.append(message)
-        self.pending = [Pending(call) for call in message.tool_calls]
+        self.pending = [Pending(call, self._unsure(call.name, event)) for call in message.tool_calls]
         self.steps += 1
+        self.cut = event.reason == "length"
         self.spent = Spent(
             read=self.spent.read + event.spent.read,
             cached=self.spent.cached + event.spent.cached,
@@ -153,6 +157,12 @@ class State:
             first_token_seconds=event.spent.first_token_seconds,
             seconds=self.spent.seconds + event.spent.seconds,
         )
+
+    def _unsure(self, name: str, event: Answered) -> bool:
+        """Whether a tool's share among the tools is below what needs nobody's word."""
+        shares = {one.name: one.probability for one in event.decision.candidates if one.name}
+        total = sum(shares.values())
+        return bool(total) and shares.get(name, 0.0) / total < self.began.thresholds.ask
 
     def _observed(self, event: Observed) -> None:
         pending = self.of_call(event.call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -200,14 +200,19 @@ class Toolbox:
         """What the model is told."""
         return tuple(one.schema for one in self.tools)
 
-    def narrowed(self, surroundings: Surroundings) -> dict[str, ToolSchema]:
-        """Schemas that calls must match now: where a tool knows which values exist, no others can be written."""
+    def live(self, surroundings: Surroundings) -> dict[str, dict[str, list[str]]]:
+        """Values that exist now, by tool and parameter."""
         found = {}
         for one in self.tools:
             live = one.live(surroundings) if one.live is not None else {}
-            values = {parameter: allowed for parameter, allowed in live.items() if allowed}
-            found[one.name] = _with_values(one.schema, values) if values else one.schema
+            if values := {parameter: allowed for parameter, allowed in live.items() if allowed}:
+                found[one.name] = values
         return found
+
+
+def narrowed(schemas: Sequence[ToolSchema], live: Mapping[str, Mapping[str, list[str]]]) -> dict[str, ToolSchema]:
+    """Schemas that calls must match: where it is known which values exist, no others can be written."""
+    return {one.name: _with_values(one, live[one.name]) for one in schemas if one.name in live}
 
 
 def _with_values(schema: ToolSchema, values: Mapping[str, list[str]]) -> ToolSchema:

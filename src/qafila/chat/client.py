@@ -213,6 +213,10 @@ class ChatClient(Protocol):
         """What it can do."""
 
     @property
+    def fingerprint(self) -> str | None:
+        """Stands for weights, instruction set and cache type, joined by ``-``; None where they are not known."""
+
+    @property
     def context_length(self) -> int | None:
         """Tokens of prompt and answer together; None where it is not known."""
 

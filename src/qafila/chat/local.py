@@ -108,6 +108,11 @@ class LocalClient:
         return Abilities(tools=tools, infills=self._infill() is not None)
 
     @property
+    def fingerprint(self) -> str | None:
+        """Stands for what computes: equal fingerprints, equal tokens. None where an adapter changes the weights."""
+        return None if self._adapter is not None else self._llama.engine.runner.fingerprint
+
+    @property
     def context_length(self) -> int | None:
         """Tokens of prompt and answer together: the model's context, or what the KV cache holds if that is less."""
         engine = self._llama.engine

@@ -70,6 +70,11 @@ class RemoteClient:
         )
 
     @property
+    def fingerprint(self) -> str | None:
+        """Not known."""
+        return None
+
+    @property
     def context_length(self) -> int | None:
         """Tokens of prompt and answer together, if it is known."""
         return self._context_length

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,15 @@ from typer.core import TyperGroup
 
 from qafila.cli import options as opt
 from qafila.cli import stdin, terminal
+from qafila.cli.agent_calibrate import calibrate
 from qafila.cli.agent_setup import ask_at_terminal, open_client, open_journal, preview, workspace
 from qafila.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
+    from qafila.agent.calibration import Calibration
     from qafila.agent.events import Decided
     from qafila.agent.journal import Journal
-    from qafila.agent.loop import Agent
+    from qafila.agent.loop import Agent, Settings
 
 _STARTS = "begin"
 
@@ -81,7 +84,13 @@ def _begin(
     temperature: Annotated[float, typer.Option("-t", "--temperature", min=0.0, help="0: always the likeliest.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same steps.")] = 0,
     max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Most tokens of one answer.")] = 512,
-    choose: Annotated[str, typer.Option(metavar="HOW", help="`free`, or `likelihood` for small models.")] = "free",
+    choose: Annotated[
+        str | None,
+        typer.Option(metavar="HOW", help="`likelihood`, or `free` (default: likelihood for calibrated models)."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of the model (default: the one that is known for it).")
+    ] = None,
     endpoint: _Endpoint = None,
     key_env: _KeyEnv = None,
     threads: opt.Threads = None,
@@ -91,23 +100,24 @@ def _begin(
     as_json: _JSON = False,
 ) -> None:
     """Work on a goal; steps are shown on standard error, the answer goes to standard output."""
+    from qafila.agent.calibration import read_calibration
     from qafila.agent.events import Budget
     from qafila.agent.loop import Settings
 
-    if choose not in ("free", "likelihood"):
+    if choose not in (None, "free", "likelihood"):
         raise UsageError(f"--choose {choose!r:.40}: is neither free nor likelihood")
     where = workspace(folder)
     settings = Settings(
         budget=Budget(steps=steps, tokens=tokens, seconds=seconds),
-        choosing="likelihood" if choose == "likelihood" else "free",
         seed=seed,
         temperature=temperature,
         answer_tokens=max_tokens,
         instructions=instructions or "",
     )
     journal = open_journal(database)
+    given = read_calibration(calibration) if calibration is not None else None
     agent = _agent(
-        journal, where, _names(tools), yes, settings, as_json,
+        journal, where, _names(tools), yes, settings, as_json, choose, given,
         model=model, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, agent.begin(stdin.whole() if goal == "-" else goal), as_json)
@@ -256,6 +266,35 @@ def _fork(
     typer.echo(journal.fork(journal.find(run), after))
 
 
+@command.command("replay")
+def _replay(
+    run: _Run,
+    verify: Annotated[bool, typer.Option("--verify", help="Ask the model again, and compare every token.")] = False,
+    what_if: Annotated[
+        tuple[int, str] | None,
+        typer.Option("--what-if", metavar="EVENT TEXT", help="Make a run in which that call came to TEXT."),
+    ] = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    database: _Database = None,
+    as_json: _JSON = False,
+) -> None:
+    """Prove that a run happened as it is written down, or make another of it in which one result was different."""
+    from qafila.cli.agent_replay import verify_run, what_if_run
+
+    if verify == (what_if is not None):
+        raise UsageError("give --verify, or --what-if EVENT TEXT")
+    journal = open_journal(database)
+    found = journal.find(run)
+    if what_if is not None:
+        what_if_run(journal, found, *what_if)
+        return
+    verify_run(journal, found, threads=threads, context=context, as_json=as_json)
+
+
+command.command("calibrate")(calibrate)
+
+
 def _names(tools: str | None) -> list[str] | None:
     if tools is None:
         return None
@@ -263,16 +302,29 @@ def _names(tools: str | None) -> list[str] | None:
 
 
 def _agent(
-    journal: Journal, where: Path, names: list[str] | None, yes: bool, settings: Any, as_json: bool, **model: Any
+    journal: Journal,
+    where: Path,
+    names: list[str] | None,
+    yes: bool,
+    settings: Settings,
+    as_json: bool,
+    choose: str | None,
+    given: Calibration | None,
+    **model: Any,
 ) -> Agent:
+    from qafila.agent.calibration import Calibration, calibration_of
     from qafila.agent.loop import Agent
     from qafila.agent.rules import DEFAULTS, Rules
     from qafila.agent.tools.builtin import builtin
 
     rules = Rules({**DEFAULTS, "write": "allow"}) if yes else Rules()
     toolbox = builtin(names)
+    client = open_client(**model)
+    known = given or calibration_of(client.fingerprint)
+    likely = known is not None if choose is None else choose == "likelihood"
+    settings = replace(settings, choosing="likelihood" if likely else "free", calibration=known or Calibration())
     return Agent(
-        open_client(**model),
+        client,
         toolbox,
         journal,
         workspace=where,
@@ -285,11 +337,13 @@ def _agent(
 
 def _same_agent(journal: Journal, run: str, yes: bool, as_json: bool, **model: Any) -> Agent:
     """The agent of a run that is gone on with: its model, workspace and tools."""
+    from qafila.agent.loop import Settings
     from qafila.agent.state import State
 
     began = State.of(journal.events(run)).began
     names = list(began.effects)
-    return _agent(journal, workspace(Path(began.workspace)), names, yes, None, as_json, model=began.model, **model)
+    where = workspace(Path(began.workspace))
+    return _agent(journal, where, names, yes, Settings(), as_json, None, None, model=began.model, **model)
 
 
 def _work(
