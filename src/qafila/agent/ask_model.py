@@ -12,7 +12,7 @@ from typing import Literal
 from qafila.agent.choose import Chooser, candidates
 from qafila.agent.events import Answered, Candidate, Choosing, Decision, Spent
 from qafila.agent.state import State
-from qafila.agent.tool import narrowed
+from qafila.agent.tool import Options
 from qafila.chat.client import (
     CallPiece,
     ChatClient,
@@ -35,12 +35,12 @@ class Step:
     """What an answer is asked for with.
 
     Attributes:
-        tools: what the model is told. live: values that parameters can have now, by tool and parameter.
+        tools: what the model is told. options: what can be called now.
         chooser: for runs whose tools are chosen by likelihood.
     """
 
     tools: tuple[ToolSchema, ...]
-    live: dict[str, dict[str, list[str]]]
+    options: Options
     chooser: Chooser
 
 
@@ -66,12 +66,16 @@ async def ask_model(
         seed=(began.seed + state.steps) % 2**32,
         logprobs=0 if exact else None,
     )
-    schemas = narrowed(step.tools, step.live)
-    request = ChatRequest(tuple(state.messages), step.tools, narrowed=schemas, generation=generation)
+    request = ChatRequest(
+        tuple(state.messages), step.tools, narrowed=step.options.narrowed(step.tools), generation=generation
+    )
     choosing: Choosing = began.choosing if exact and step.tools else "free"
     found: tuple[Candidate, ...] = ()
-    if choosing == "likelihood":
-        odds = await step.chooser.odds(client, request)
+    allowed = frozenset(tool.name for tool in step.tools) - frozenset(step.options.barred)
+    if choosing == "likelihood" and not allowed:
+        request = replace(request, tool_names=frozenset())
+    elif choosing == "likelihood":
+        odds = await step.chooser.odds(client, replace(request, tool_names=allowed))
         found = candidates(odds)
         name = max(odds.tools, key=lambda one: one[1])[0]
         called = odds.call >= began.thresholds.call
@@ -96,7 +100,7 @@ async def ask_model(
         arguments_logprob=answer.calls_logprob if exact and message.tool_calls else None,
     )
     return Answered(
-        message=message.to_dict(), reason=answer.reason, decision=decision, spent=answer.spent, live=step.live
+        message=message.to_dict(), reason=answer.reason, decision=decision, spent=answer.spent, options=step.options
     )
 
 

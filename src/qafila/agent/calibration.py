@@ -25,7 +25,8 @@ from qafila.weights.storage import staging
 
 #: A goal that asks for nothing: what a model does with it is its habit.
 NEUTRAL_GOAL = "..."
-_TINY = 1e-12
+#: Probabilities are kept this far off 0 and 1.
+TINY = 1e-12
 _PRIORS: Final = tuple(float(prior) for prior in np.linspace(0, 1, 11))
 
 
@@ -51,17 +52,17 @@ class Calibration(BaseModel):
 
     def apply(self, own: ToolOdds, neutral: ToolOdds) -> ToolOdds:
         """Probabilities of a call, and of each tool where there is one, out of the model's own."""
-        logit = self.call_slope * (_logit(own.call) - self.call_prior * _logit(neutral.call)) + self.call_offset
+        call = self.call_slope * (logit(own.call) - self.call_prior * logit(neutral.call)) + self.call_offset
         habit = dict(neutral.tools)
         scores = [
-            self.tool_slope * (math.log(max(p, _TINY)) - self.tool_prior * math.log(max(habit[name], _TINY)))
+            self.tool_slope * (math.log(max(p, TINY)) - self.tool_prior * math.log(max(habit[name], TINY)))
             for name, p in own.tools
         ]
         highest = max(scores)
         weights = [math.exp(score - highest) for score in scores]
         total = math.fsum(weights)
         tools = tuple((name, weight / total) for (name, _), weight in zip(own.tools, weights, strict=True))
-        return ToolOdds(_sigmoid(logit), tools)
+        return ToolOdds(sigmoid(call), tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,8 @@ def fit(examples: Sequence[Example], *, fingerprint: str = "", source: str = "")
     calls = [one for one in examples if one.right is not None]
     if not calls or len(calls) == len(examples):
         raise UsageError("examples: some must have a right tool and some none, so that both can be told apart")
-    own = np.array([_logit(one.own.call) for one in examples])
-    habit = np.array([_logit(one.neutral.call) for one in examples])
+    own = np.array([logit(one.own.call) for one in examples])
+    habit = np.array([logit(one.neutral.call) for one in examples])
     called = np.array([one.right is not None for one in examples], float)
     fits = [(*_logistic(own - prior * habit, called), prior) for prior in _PRIORS]
     _, slope, offset, prior = min(fits)
@@ -120,7 +121,7 @@ def fit(examples: Sequence[Example], *, fingerprint: str = "", source: str = "")
 
 def _logistic(feature_E: npt.NDArray[np.float64], target_E: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Loss, slope and offset of a logistic regression with a little shrinkage, by Newton's method."""
-    mean, scale = feature_E.mean(), feature_E.std() + _TINY
+    mean, scale = feature_E.mean(), feature_E.std() + TINY
     columns = np.stack([(feature_E - mean) / scale, np.ones(len(feature_E))], axis=1)
     weights = np.zeros(2)
     shrink = np.diag([1.0, 1e-6])
@@ -132,7 +133,7 @@ def _logistic(feature_E: npt.NDArray[np.float64], target_E: npt.NDArray[np.float
         weights -= step
         if np.abs(step).max() < 1e-9:
             break
-    p = np.clip(1 / (1 + np.exp(-(columns @ weights))), _TINY, 1 - _TINY)
+    p = np.clip(1 / (1 + np.exp(-(columns @ weights))), TINY, 1 - TINY)
     loss = -float(np.sum(target_E * np.log(p) + (1 - target_E) * np.log(1 - p)))
     slope = float(weights[0] / scale)
     return loss, slope, float(weights[1] - slope * mean)
@@ -147,7 +148,7 @@ def _tools(calls: Sequence[Example]) -> tuple[float, float]:
     def loss(slope: float, prior: float) -> float:
         calibration = Calibration(tool_slope=slope, tool_prior=prior)
         found = (dict(calibration.apply(one.own, one.neutral).tools)[one.right or ""] for one in choices)
-        return -math.fsum(math.log(max(p, _TINY)) for p in found)
+        return -math.fsum(math.log(max(p, TINY)) for p in found)
 
     best = min((loss(s, p), s, p) for s in np.geomspace(0.05, 4, 14) for p in _PRIORS)
     for width in (0.3, 0.1):
@@ -192,12 +193,14 @@ def _auroc(predicted: Sequence[tuple[float, bool]]) -> float:
     return wins / (len(yes) * len(no))
 
 
-def _logit(p: float) -> float:
-    p = min(max(p, _TINY), 1 - _TINY)
+def logit(p: float) -> float:
+    """Log-odds of a probability, which is kept off 0 and 1."""
+    p = min(max(p, TINY), 1 - TINY)
     return math.log(p / (1 - p))
 
 
-def _sigmoid(x: float) -> float:
+def sigmoid(x: float) -> float:
+    """The probability of log-odds."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 

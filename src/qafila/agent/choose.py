@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from qafila.agent.calibration import NEUTRAL_GOAL, Calibration
+from qafila.agent.calibration import NEUTRAL_GOAL, TINY, Calibration, logit, sigmoid
 from qafila.agent.events import Candidate
 from qafila.chat.client import ChatClient, ChatRequest, ToolOdds
 from qafila.text.messages import Message
@@ -23,12 +23,39 @@ class Chooser:
         What the model does out of habit is asked for once: the system message and the tools stay the same in a run.
         """
         own = await client.tool_odds(request)
+        if len(request.messages) > _OPENING:
+            own = await self._without_habit(client, request, own)
         if not self.calibration.call_prior and not self.calibration.tool_prior:
             return self.calibration.apply(own, own)
+        return self.calibration.apply(own, await self._at_start(client, request))
+
+    async def _at_start(self, client: ChatClient, request: ChatRequest) -> ToolOdds:
+        """Odds under a goal that asks for nothing, when nothing has happened yet; asked for once a run."""
         if self._neutral is None:
-            system = [message for message in request.messages[:1] if message.role == "system"]
-            self._neutral = await client.tool_odds(replace(request, messages=(*system, Message("user", NEUTRAL_GOAL))))
-        return self.calibration.apply(own, self._neutral)
+            names = frozenset(tool.name for tool in request.tools)
+            self._neutral = await client.tool_odds(replace(_neutral(request, _OPENING), tool_names=names))
+        return self._neutral
+
+    async def _without_habit(self, client: ChatClient, request: ChatRequest, own: ToolOdds) -> ToolOdds:
+        """Odds without what the calls made so far add whatever the goal is: models like to repeat themselves."""
+        start = await self._at_start(client, request)
+        now = await client.tool_odds(_neutral(request, len(request.messages)))
+        call = sigmoid(logit(own.call) - (logit(now.call) - logit(start.call)))
+        before, habit = dict(start.tools), dict(now.tools)
+        weights = [p * max(before[name], TINY) / max(habit[name], TINY) for name, p in own.tools]
+        total = sum(weights)
+        return ToolOdds(call, tuple((name, w / total) for (name, _), w in zip(own.tools, weights, strict=True)))
+
+
+#: Messages of a run in which nothing has happened: the system's and the goal.
+_OPENING = 2
+
+
+def _neutral(request: ChatRequest, messages: int) -> ChatRequest:
+    """The same conversation, under a goal that asks for nothing."""
+    kept = list(request.messages[:messages])
+    kept[1] = Message("user", NEUTRAL_GOAL)
+    return replace(request, messages=tuple(kept))
 
 
 def candidates(odds: ToolOdds) -> tuple[Candidate, ...]:

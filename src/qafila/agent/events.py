@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from qafila.agent.calibration import Calibration
 from qafila.agent.edits import Edit
 from qafila.agent.observation import Observation
+from qafila.agent.tool import Options
 
 Ending: TypeAlias = Literal[
     "done", "waiting", "steps", "tokens", "seconds", "cost", "circle", "cancelled", "handed over", "failed"
@@ -115,11 +116,11 @@ class Answered(_Event):
 
     Attributes:
         message: in the shape of `Message.to_dict`. reason: why it ended. decision: why it is what it is.
-        spent: what it took. live: values that parameters could have, by tool and parameter, where not all could be.
+        spent: what it took. options: what could be called.
     """
 
     kind: Literal["answered"] = "answered"
-    live: dict[str, dict[str, list[str]]] = {}
+    options: Options = Options()
     message: dict[str, Any]
     reason: str
     decision: Decision

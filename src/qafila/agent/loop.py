@@ -224,6 +224,8 @@ class _Worker:
         state, budget = self.state, self.state.budget
         if state.answer is not None:
             cut = f"the answer was cut at {state.began.answer_tokens} tokens" if state.cut else ""
+            if cut and not state.answer.strip():
+                return self._end("failed", detail=f"a call was begun and not finished: {cut}")
             return self._end("done", answer=state.answer, detail=cut)
         if state.circling:
             return self._end("circle", detail="the same call came to the same result again and again")
@@ -256,7 +258,7 @@ class _Worker:
         """The model's next answer; or why there is none."""
         agent = self._agent
         tools = agent.toolbox
-        step = Step(tools.schemas, tools.live(self._surroundings("")), self._chooser)
+        step = Step(tools.schemas, tools.options(self._surroundings(""), self.state.made), self._chooser)
         asking = asyncio.ensure_future(ask_model(agent.client, self.state, step, agent._tell))
         try:
             while not (await asyncio.wait([asking], timeout=_LOOK))[0]:

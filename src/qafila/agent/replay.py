@@ -52,7 +52,7 @@ async def verify(client: ChatClient, recorded: Sequence[Recorded]) -> AsyncItera
     for one in recorded[1:]:
         if isinstance(one.event, Answered):
             try:
-                again = await ask_model(client, state, Step(tools, one.event.live, chooser))
+                again = await ask_model(client, state, Step(tools, one.event.options, chooser))
                 yield Check(one.number, len(one.event.message.get("ids") or ()), _difference(one.event, again))
             except UnsureError as error:
                 yield Check(one.number, 0, str(error))

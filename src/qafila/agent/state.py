@@ -58,7 +58,8 @@ class State:
         pending: calls of the last answer, until all of them have come to something; in their order.
         steps: answers of the model. spent: what they took, summed up. seconds: of work before the last stop.
         cut: the last answer reached its limit of tokens. circles: how often each call, with its result, has come up.
-        done: what changed files, by call. ended: why work stopped, if it has.
+        made: calls that came to something since anything last changed. done: what changed files, by call.
+        ended: why work stopped, if it has.
     """
 
     began: Began
@@ -72,6 +73,7 @@ class State:
     spent: Spent = field(default_factory=Spent)
     seconds: float = 0.0
     circles: Counter[str] = field(default_factory=Counter)
+    made: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     done: dict[str, Intended] = field(default_factory=dict)
     ended: Ended | None = None
 
@@ -167,6 +169,10 @@ class State:
     def _observed(self, event: Observed) -> None:
         pending = self.of_call(event.call)
         pending.observed = event
+        if pending.intent is not None:
+            self.made.clear()
+        elif event.observation.status == "ok":
+            self.made.append((pending.call.name, pending.call.arguments))
         self.circles[_signature(pending.call.name, pending.call.arguments, event.observation.text)] += 1
         self._settle()
 

@@ -20,6 +20,10 @@ from qafila.text.messages import ToolSchema
 Effect: TypeAlias = Literal["pure", "read", "write", "egress", "irrevocable"]
 EFFECTS: tuple[Effect, ...] = get_args(Effect)
 
+#: What arguments can be now: a JSON schema for each parameter that is narrower than what the model is told, and
+#: None where no call makes sense. It is given the arguments of the calls that were made since anything last changed.
+Live: TypeAlias = Callable[["Surroundings", Sequence[Mapping[str, Any]]], Mapping[str, dict[str, Any]] | None]
+
 #: Seconds that a call may take unless its tool says otherwise.
 SECONDS = 30.0
 
@@ -68,7 +72,7 @@ class Tool:
         check: validated arguments out of the model's, or ArgumentsError.
         run: a function of validated arguments and surroundings, plain or ``async``. It returns text, a JSON value, or a
             `Draft`, and raises ToolError for what it cannot do.
-        live: values that exist now, by parameter: a call can name no others. Empty lists leave a parameter free.
+        live: what arguments can be now, so that a call of what does not exist cannot be written.
         seconds: most time for a call.
         origin: who made it: ``built-in``, ``python``, or the name of an MCP server.
     """
@@ -77,7 +81,7 @@ class Tool:
     effect: Effect
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
     run: Callable[[dict[str, Any], Surroundings], Any]
-    live: Callable[[Surroundings], Mapping[str, list[str]]] | None = None
+    live: Live | None = None
     seconds: float = SECONDS
     origin: str = "python"
 
@@ -92,7 +96,7 @@ def tool(
     *,
     effect: Effect,
     name: str | None = None,
-    live: Callable[[Surroundings], Mapping[str, list[str]]] | None = None,
+    live: Live | None = None,
     seconds: float = SECONDS,
     origin: str = "python",
 ) -> Tool:
@@ -200,26 +204,45 @@ class Toolbox:
         """What the model is told."""
         return tuple(one.schema for one in self.tools)
 
-    def live(self, surroundings: Surroundings) -> dict[str, dict[str, list[str]]]:
-        """Values that exist now, by tool and parameter."""
-        found = {}
+    def options(self, surroundings: Surroundings, made: Sequence[tuple[str, Mapping[str, Any]]]) -> Options:
+        """What can be called now.
+
+        Args:
+            surroundings: of the run. made: calls since anything last changed, by name and arguments.
+        """
+        live: dict[str, dict[str, dict[str, Any]]] = {}
+        barred = []
         for one in self.tools:
-            live = one.live(surroundings) if one.live is not None else {}
-            if values := {parameter: allowed for parameter, allowed in live.items() if allowed}:
-                found[one.name] = values
-        return found
+            before = [arguments for name, arguments in made if name == one.name]
+            found = one.live(surroundings, before) if one.live is not None else {}
+            # What takes no arguments and changes nothing says the same again.
+            same = bool(before) and one.effect in ("pure", "read") and not one.schema.parameters.get("properties")
+            if found is None or same:
+                barred.append(one.name)
+            elif found:
+                live[one.name] = dict(found)
+        return Options(live=live, barred=tuple(barred))
 
 
-def narrowed(schemas: Sequence[ToolSchema], live: Mapping[str, Mapping[str, list[str]]]) -> dict[str, ToolSchema]:
-    """Schemas that calls must match: where it is known which values exist, no others can be written."""
-    return {one.name: _with_values(one, live[one.name]) for one in schemas if one.name in live}
+class Options(BaseModel):
+    """What can be called now.
+
+    Attributes:
+        live: narrower schemas of parameters, by tool and parameter. barred: tools of which no call makes sense now.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    live: dict[str, dict[str, dict[str, Any]]] = {}
+    barred: tuple[str, ...] = ()
+
+    def narrowed(self, schemas: Sequence[ToolSchema]) -> dict[str, ToolSchema]:
+        """The schemas that calls must match, where they are narrower than what the model is told."""
+        return {one.name: _with(one, self.live[one.name]) for one in schemas if one.name in self.live}
 
 
-def _with_values(schema: ToolSchema, values: Mapping[str, list[str]]) -> ToolSchema:
+def _with(schema: ToolSchema, properties: Mapping[str, dict[str, Any]]) -> ToolSchema:
     parameters = dict(schema.parameters)
-    properties = dict(parameters.get("properties", {}))
-    for name, allowed in values.items():
-        if name in properties:
-            kept = {key: value for key, value in properties[name].items() if key == "description"}
-            properties[name] = {**kept, "type": "string", "enum": allowed}
-    return ToolSchema(schema.name, schema.description, {**parameters, "properties": properties})
+    known = parameters.get("properties", {})
+    narrower = {name: inner for name, inner in properties.items() if name in known}
+    return ToolSchema(schema.name, schema.description, {**parameters, "properties": {**known, **narrower}})

@@ -6,11 +6,11 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from qafila.agent.tool import Tool, ToolError, tool
+from qafila.agent.tool import Surroundings, Tool, ToolError, tool
 
 _MOST_CHARACTERS, _MOST_BITS, _MOST_DEPTH = 500, 20_000, 60
 
@@ -115,4 +115,10 @@ def _written(value: Any) -> str:
 
 def tools() -> tuple[Tool, ...]:
     """The tools of this module."""
-    return (tool(calculate, effect="pure", origin="built-in"),)
+    return (tool(calculate, effect="pure", live=_written_so, origin="built-in"),)
+
+
+def _written_so(_: Surroundings, __: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
+    """What a model writes as an expression: no words but the functions."""
+    names = "|".join((*_FUNCTIONS, *_NAMES))
+    return {"expression": {"type": "string", "pattern": f"^([0-9(-]|{names})([0-9.,+*/()% ^-]|{names}){{0,40}}$"}}

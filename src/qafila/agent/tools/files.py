@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from qafila.agent.edits import file_edit, inside
 from qafila.agent.observation import MOST_SHOWN
@@ -120,19 +121,31 @@ def _with_end(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
-def _paths(place: Surroundings) -> dict[str, list[str]]:
-    """The files that exist, as values that a path can have; none where there are too many to choose from."""
+def _existing(place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]] | None:
+    """Paths are of files that exist, where there are not too many to choose from."""
     found = list(files_in(place))
-    return {"path": found if len(found) <= MOST_LIVE else []}
+    if len(found) > MOST_LIVE:
+        return {}
+    return {"path": {"type": "string", "enum": found}} if found else None
+
+
+def _unread(place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]] | None:
+    """As `_existing`, without files that were read already and shown whole."""
+    found = list(files_in(place))
+    if len(found) > MOST_LIVE:
+        return {}
+    read = {inside(str(arguments.get("path", ""))) for arguments in made}
+    left = [path for path in found if path not in read or (place.workspace / path).stat().st_size > MOST_SHOWN // 2]
+    return {"path": {"type": "string", "enum": left}} if left else None
 
 
 def tools() -> tuple[Tool, ...]:
     """The tools of this module."""
     return (
         tool(list_files, effect="read", origin="built-in"),
-        tool(read_file, effect="read", live=_paths, origin="built-in"),
+        tool(read_file, effect="read", live=_unread, origin="built-in"),
         tool(search_files, effect="read", origin="built-in"),
         tool(write_file, effect="write", origin="built-in"),
-        tool(edit_file, effect="write", live=_paths, origin="built-in"),
-        tool(delete_file, effect="write", live=_paths, origin="built-in"),
+        tool(edit_file, effect="write", live=_existing, origin="built-in"),
+        tool(delete_file, effect="write", live=_existing, origin="built-in"),
     )
