@@ -39,17 +39,15 @@ class _Answers(Encoder):
         super().__init__(settings, chat.tokenizer)
         self.chat = chat
         self._stop_ids = frozenset(chat.stop_ids)
-        self._has_input = isinstance(chat, AlpacaFormat | DollyFormat)
         # A template reads its clock where it is told no day, and a pack must not depend on the day it is made.
         # Formats of ours name no day then, as in the chat.
         self._date = settings.date if isinstance(chat, TemplateFormat) else None
 
     def _tell(self, example: Example, messages: Sequence[Message], learn: Sequence[bool]) -> _Told:
         """Raises ExampleError where the format gives no answer, or one without an end."""
-        shown = messages
-        if example.has_input and not self._has_input:
-            shown = [_one_text(message) for message in messages]
-        told = self.chat.render(shown, tools=example.tools, add_generation_prompt=False, date=self._date)
+        told = self.chat.render(
+            as_shown(example, messages, self.chat), tools=example.tools, add_generation_prompt=False, date=self._date
+        )
         ids = np.array(told.ids, dtype=np.uint32)
         mask = np.array(told.mask, dtype=np.bool_)
         if not mask.any():
@@ -173,6 +171,19 @@ def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     padded[1:-1] = mask
     edges = np.flatnonzero(padded[1:] != padded[:-1])
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def as_shown(example: Example, messages: Sequence[Message], chat: ChatFormat) -> Sequence[Message]:
+    """Messages of an example as a chat format gets them: one text where it has no place of its own for an input.
+
+    Args:
+        example: says whether a user message of two parts is an instruction and its input.
+        messages: the example's, or some of them.
+        chat: the format that will write them.
+    """
+    if not example.has_input or isinstance(chat, AlpacaFormat | DollyFormat):
+        return messages
+    return [_one_text(message) for message in messages]
 
 
 def _one_text(message: Message) -> Message:
