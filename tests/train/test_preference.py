@@ -13,6 +13,7 @@ from qafila.data.encode import CHOSEN, PLAIN, REJECTED
 from qafila.model.llama import LlamaModel
 from qafila.model.load import load_model
 from qafila.model.random_weights import random_tensors
+from qafila.train.loop import OneProcess, largest_batch
 from qafila.train.objective import DeviceBatch
 from qafila.train.preference import Preference, Reward, RewardHead
 
@@ -128,3 +129,16 @@ def test_reward_is_its_formula(batch: DeviceBatch) -> None:
     }
     assert float(sums["right at margin to 1"]) == (differences[0] > 0)
     assert float(sums["right at margin to 1/3"]) == (differences[1] > 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_the_largest_batch_has_a_pair_in_each_row_and_computes_it(rows: int) -> None:
+    # A row without a pair weighs nothing and is skipped: no memory is tried, and a dry run measures no time.
+    model = model_of(0)
+    objective = Preference(beta=0.1, nll=0.0, reference=model_of(1))
+    largest = largest_batch(rows, 16, torch.device("cpu"), pairs=not objective.per_token)
+    assert objective.weight(largest) == rows
+    assert sum(largest.documents) == largest.ids_1T.shape[1] == 16 * rows
+    assert len(largest.documents) == len(largest.kinds) == len(largest.margins)
+    assert math.isfinite(float(OneProcess(model, objective).forward_backward([largest], 1.0)["loss"]))
+    assert all(p.grad is not None for p in model.parameters())

@@ -77,7 +77,8 @@ def _measured(subject: Subject) -> float:
     model = subject.build(device)
     objective = make_objective(subject, model)
     executor = OneProcess(model, objective)
-    largest = largest_batch(min(recipe.train.micro_batch, recipe.train.batch), recipe.data.sequence, device)
+    rows = min(recipe.train.micro_batch, recipe.train.batch)
+    largest = largest_batch(rows, recipe.data.sequence, device, pairs=not objective.per_token)
     seconds = []
     for _ in range(2):
         started = time.perf_counter()

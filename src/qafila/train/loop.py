@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qafila.data.batch import Batch
-from qafila.data.encode import CHOSEN, REJECTED
+from qafila.data.encode import CHOSEN, PLAIN, REJECTED
 from qafila.data.loader import Loader
 from qafila.errors import TrainingError
 from qafila.model.llama import LlamaModel
@@ -234,7 +234,7 @@ class Trainer:
         """
         state = torch.get_rng_state()  # dropout must not begin elsewhere for it
         executor = self.executor
-        largest = largest_batch(rows, sequence, executor.device)
+        largest = largest_batch(rows, sequence, executor.device, pairs=not executor.objective.per_token)
         try:
             with memory_for(largest):
                 scale = 1.0 / max(1, executor.objective.weight(largest))
@@ -295,11 +295,17 @@ def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
         sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
 
 
-def largest_batch(rows: int, sequence: int, device: torch.device) -> DeviceBatch:
-    """A micro-batch that nothing exceeds: ``rows`` rows of one document each, every token of which is a target."""
+def largest_batch(rows: int, sequence: int, device: torch.device, *, pairs: bool = False) -> DeviceBatch:
+    """A micro-batch that nothing exceeds, every token of which is a target.
+
+    Args:
+        rows: one document each. sequence: tokens of a row.
+        device: where the batch is made.
+        pairs: each row is a pair instead, which shares it: the longest chosen answer, and the shortest there is.
+    """
     ids = torch.zeros((1, rows * sequence), dtype=torch.int64, device=device)
-    kinds = tuple(CHOSEN if row % 2 == 0 else REJECTED for row in range(rows))
-    return DeviceBatch(ids, ids[0], (sequence,) * rows, kinds, (0.0,) * rows, rows * sequence, ())
+    documents, kinds = ((sequence - 2, 2), (CHOSEN, REJECTED)) if pairs else ((sequence,), (PLAIN,))
+    return DeviceBatch(ids, ids[0], documents * rows, kinds * rows, (0.0,) * len(documents) * rows, rows * sequence, ())
 
 
 @contextmanager
