@@ -37,12 +37,13 @@ def command(
     """Write a run's model, merged, with its tokenizer, chat template and a model card (README.md).
 
     Without --quant nothing that was learned is lost to rounding: matrices with an adapter in them are written in 16
-    bits or more, even where their base is stored in 4.
+    bits or more, even where their base is stored in 4. A reward model's head goes along in hf, in the folder reward.
     """
     from qafila.cli.writing import write
     from qafila.weights.export import dtype_named
     from qafila.weights.hub import resolve
     from qafila.weights.model_card import model_card
+    from qafila.weights.reward_model import read_reward_head, write_reward_model
     from qafila.weights.run_card import read_run_card
     from qafila.weights.storage import staging
 
@@ -50,6 +51,10 @@ def command(
     path = resolve(run)
     started = time.perf_counter()
     checkpoint, note = _opened(path, to, dtype)
+    head = read_reward_head(path, checkpoint.config.dim) if path.is_dir() else None
+    if head is not None and to is not Target.hf:
+        note = f"the reward head stays behind, since {to.value} has no place for one; --to hf takes it along"
+        head = None
     name = path.resolve().name.removesuffix(".gguf")
     if destination is None:
         if not path.is_dir() or run == "default" or run.startswith("hf:"):
@@ -57,16 +62,22 @@ def command(
         destination = path.resolve().with_name(f"{name}-{to.value}")
     card_folder = destination.parent if destination.suffix == ".gguf" and to is Target.gguf else destination
     card = read_run_card(path) if path.is_dir() else None
-    text = model_card(name, checkpoint, card, licence=_known_licence(path))
+    text = model_card(name, checkpoint, card, licence=_known_licence(path), with_reward=head is not None)
     if note and not as_json:
         print(f"note: {note}", file=sys.stderr)
     written = write(checkpoint, destination, to.value, quiet=as_json, dtype=dtype, overwrite=force)
+    if head is not None:
+        write_reward_model(head, written)
     # Beside a single file there may be somebody else's README.md: that one's card is named after it.
     card_name = "README.md" if card_folder == destination else f"{written.stem}.README.md"
     with staging(card_folder) as stage, stage.open(card_name) as put:
         put(text.encode())
-    files = sorted(written.iterdir()) if written.is_dir() else [written, card_folder / card_name]
-    size = sum(file.stat().st_size for file in files if file.is_file())
+    root = written if written.is_dir() else card_folder
+    files = [written, card_folder / card_name]
+    if written.is_dir():
+        files = sorted(file for file in written.rglob("*") if file.is_file())
+    # A reward model's weights are the model's own, linked: they lie on the disk once.
+    size = sum({(found.st_dev, found.st_ino): found.st_size for found in map(Path.stat, files)}.values())
     if as_json:
         report = {
             "source": run,
@@ -74,13 +85,14 @@ def command(
             "format": to.value,
             "bytes": size,
             "seconds": round(time.perf_counter() - started, 3),
-            "files": [file.name for file in files],
+            "files": [file.relative_to(root).as_posix() for file in files],
             "card": str(card_folder / card_name),
             "note": note,
         }
         print(json.dumps(report, ensure_ascii=False))
     else:
-        print(f"{written}: {size / 1e6:,.1f} MB, {len(files)} files, with a model card ({card_name})")
+        beside = "" if head is None else " and a reward model (reward/)"
+        print(f"{written}: {size / 1e6:,.1f} MB, {len(files)} files, with a model card ({card_name}){beside}")
 
 
 def _opened(path: Path, to: Target, dtype: DType | None) -> tuple[Checkpoint, str | None]:

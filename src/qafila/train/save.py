@@ -18,6 +18,7 @@ from qafila.train.subject import Subject
 from qafila.weights.export import export
 from qafila.weights.hf_generation import generation_to_hf
 from qafila.weights.load import Checkpoint
+from qafila.weights.reward_model import RewardHead, write_reward_model
 from qafila.weights.tensor import LazyTensor
 from qafila.weights.tensor import Tensor as WeightTensor
 
@@ -28,7 +29,7 @@ def save_model(subject: Subject, trained: Mapping[str, Tensor], folder: Path) ->
     """Leave the parameters that were trained in the run's folder: a Hugging Face model, or a PEFT adapter of its base.
 
     Every file is written beside its place and moved; the configuration, by which a folder is known to be a model, last.
-    A reward model leaves its head in a folder of its own besides (`qafila.train.reward_export`).
+    A reward model leaves its head in a folder of its own besides (`qafila.weights.reward_model`).
     """
     if subject.recipe.adapter is not None:
         _save_adapter(subject, trained, folder)
@@ -40,9 +41,9 @@ def save_model(subject: Subject, trained: Mapping[str, Tensor], folder: Path) ->
         file.replace(folder / file.name)
     staged.rmdir()
     if subject.recipe.objective == "reward":
-        from qafila.train.reward_export import save_reward_model
-
-        save_reward_model(subject, trained["reward_head.score"], folder)
+        score = lazy_tensor("score", trained["reward_head.score"])
+        pad = subject.generation.pad_id
+        write_reward_model(RewardHead(score, None if pad in subject.end_ids else pad), folder)
 
 
 def _save_adapter(subject: Subject, trained: Mapping[str, Tensor], folder: Path) -> None:

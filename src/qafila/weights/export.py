@@ -30,6 +30,7 @@ from qafila.weights.hf_write import config_to_hf
 from qafila.weights.load import Checkpoint, CheckpointFormat
 from qafila.weights.meta import meta_params, write_meta
 from qafila.weights.names import from_canonical, gguf_rules, hugging_face_rules, meta_rules
+from qafila.weights.reward_model import is_reward_folder
 from qafila.weights.safetensors import write_safetensors
 from qafila.weights.tensor import LazyTensor, Tensor
 
@@ -167,7 +168,8 @@ def _check_destination(destination: Path, source: Path, to: CheckpointFormat, ov
             raise UsageError(f"{destination}: already exists; use --force to replace it")
         # A slip of the finger must not cost a home folder.
         known = any((destination / name).is_file() for name in ("config.json", "params.json"))
-        if content and (not known or any(path.is_dir() and not path.is_symlink() for path in content)):
+        others = (path for path in content if path.is_dir() and not path.is_symlink() and not is_reward_folder(path))
+        if content and (not known or any(others)):
             raise UsageError(f"{destination}: holds other things than a model, so it is not replaced; name another")
     except OSError as error:
         raise StorageError(f"{destination}: cannot be used ({error.strerror or error})") from error

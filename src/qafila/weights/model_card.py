@@ -21,9 +21,9 @@ _LLAMA_LICENCES: Final = (
 )
 _NONCOMMERCIAL: Final = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 _REWARD: Final = (
-    "Trained as a reward model. Its scores come from the folder `reward` in the folder of the run, which transformers "
-    "opens as `AutoModelForSequenceClassification` with one label: the logit of a whole conversation, written in the "
-    "model's chat template and read at its last token, is its score."
+    "Trained as a reward model. Its scores come from {place}, which transformers opens as "
+    "`AutoModelForSequenceClassification` with one label: the logit of a whole conversation, written in the model's "
+    "chat template and read at its last token, is its score."
 )
 _DASH: Final = "—"
 
@@ -39,13 +39,16 @@ def llama_licence(identifier: str) -> tuple[str, str, str] | None:
     return None
 
 
-def model_card(name: str, checkpoint: Checkpoint, run: RunCard | None, *, licence: str | None = None) -> str:
+def model_card(
+    name: str, checkpoint: Checkpoint, run: RunCard | None, *, licence: str | None = None, with_reward: bool = False
+) -> str:
     """The card as Markdown with a YAML head.
 
     Args:
         name: of the exported model. checkpoint: what was exported.
         run: what the run's folder says; None where it is no run.
         licence: of the base, where neither run nor checkpoint tells it.
+        with_reward: the folder ``reward`` lies beside the card.
     """
     stated = checkpoint.details.get("general.license")
     base = run.base if run is not None else None
@@ -60,7 +63,12 @@ def model_card(name: str, checkpoint: Checkpoint, run: RunCard | None, *, licenc
         parts += _data(run.data) + _recipe(run) + _result(run.result)
     parts += ["## Use", "", "```sh", "qafila chat .", "```", ""]
     if run is not None and run.of_recipe("objective") == "reward":
-        parts += [_REWARD, ""]
+        place = (
+            "the folder `reward`"
+            if with_reward
+            else "the folder `reward` in the folder of the run, not from these files"
+        )
+        parts += [_REWARD.format(place=place), ""]
     return "\n".join(parts)
 
 
