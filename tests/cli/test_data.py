@@ -27,6 +27,43 @@ def examples(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("default_gguf")
+def test_every_record_left_out_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts, plain, blank, pairs = (tmp_path / name for name in ("t.jsonl", "p.txt", "b.txt", "pairs.jsonl"))
+    rows = ['{"text": "fine"}', "", '{"text": " "}', '{"txt": "x"}', '{"text": 5}', '{"text": "x"', "plain"]
+    texts.write_text("\n".join([*rows, json.dumps({"text": "word " * 100})]), encoding="utf-8")
+    plain.write_bytes(b"one\ntwo \xff\n")
+    blank.write_bytes(b"\n\n")
+    sources = (texts, plain, blank)
+    run("pack", *sources, "--to", tmp_path / "a", "--objective", "pretrain", "--sequence", 64, "--overlong", "skip")
+    told = capsys.readouterr().err
+    for place in (
+        f"{texts}:3: text: empty",
+        f"{texts}:4: no form has these fields: txt",
+        f"{texts}:5: text: expected text, not 5",
+        f"{texts}:6: not valid JSON (Expecting ',' delimiter, at character 13)",
+        f"{texts}:7: not valid JSON (Expecting value, at character 1)",
+        f"{texts}:8: 102 tokens, more than the 64 of a row; left out",
+        f"{plain}:2: not UTF-8 text (byte 0xff)",
+        f"{blank}:1: empty",
+    ):
+        assert place in told
+    fine = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    wrong = [{**fine, "chosen": ""}, {**fine, "rejected": "a"}, {"prompt": "q", "chosen": "a"}]
+    lines = [fine, *wrong, {**fine, "rejected": "word " * 200}]
+    pairs.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    run("pack", pairs, "--to", tmp_path / "b", "--objective", "dpo", "--form", "preference", "--overlong", "skip",
+        "--sequence", 128)  # fmt: skip
+    told = capsys.readouterr().err
+    for place in (
+        f"{pairs}:2: chosen: empty",
+        f"{pairs}:3: chosen and rejected are the same",
+        f'{pairs}:4: no field "rejected"; there are prompt, chosen',
+        f"{pairs}:5: ",
+    ):
+        assert place in told
+
+
 FIELDS = ("--form", "prompt", "--field", "prompt=Q", "--field", "completion=A")
 
 

@@ -217,6 +217,22 @@ def test_the_end_of_a_text_is_not_lost_behind_whole_rows(rows: int) -> None:
     assert [len(piece) for piece in pieces] == [16] * (rows - 1) + [15, 2]
 
 
+class Silent(byte_tokenizer.ByteTokenizer):
+    """Writes nothing for a soft hyphen, as tokenizers that normalise do."""
+
+    def _encode(self, text: str, special: bool, continuation: bool) -> list[int]:
+        return super()._encode(text.replace("\u00ad", ""), special, continuation)
+
+
+def test_a_text_without_a_token_is_told_and_not_lost_in_silence() -> None:
+    encoder = make_encoder(EncoderSettings("pretrain", 64), Silent(("</s>",), eos="</s>"))
+    with pytest.raises(ExampleError, match="no token in it to learn") as caught:
+        encoder.units(Example("text", WHERE, text="\u00ad"))
+    assert caught.value.kind == "empty"
+    assert encoder.units(Example("text", WHERE, text="\u00ad", first=False)) == []
+    assert len(encoder.units(Example("text", WHERE, text="\u00adx"))) == 1
+
+
 def test_portions_of_a_text_have_one_start_and_one_end() -> None:
     tokenizer = byte_tokenizer.llama2()
     encoder = make_encoder(EncoderSettings("pretrain", 64), tokenizer)

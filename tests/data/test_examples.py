@@ -334,9 +334,33 @@ def test_a_long_text_comes_in_portions(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_text_that_is_no_utf8_is_told_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes(b"one\ntwo\n" + ARABIC.encode("cp1256"))
-    with pytest.raises(ExampleError, match="line 3 is not UTF-8 text"):
+    path.write_bytes(b"one\r\ntwo\r\n" + ARABIC.encode("cp1256"))
+    with pytest.raises(ExampleError) as caught:
         list(read_examples(path))
+    assert str(caught.value).startswith(f"{path}:3: not UTF-8 text (byte 0xc7)")
+    problems = Problems(least=100)
+    assert list(read_examples(path, problems=problems)) == []
+    assert problems.first[0].origin == Origin(str(path), 3)
+
+
+def test_the_line_is_the_file_s_in_a_text_of_many_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PORTION", 64)
+    path = tmp_path / "a.txt"
+    lines = [f"line {number}".encode() for number in range(1, 101)]
+    lines[76] += b" \xff"
+    path.write_bytes(b"\n".join(lines))
+    problems = Problems(least=100)
+    assert list(read_examples(path, problems=problems))
+    assert [str(problem) for problem in problems.first] == [f"{path}:77: not UTF-8 text (byte 0xff); convert the file"]
+
+
+def test_a_mistake_in_json_is_at_a_character_of_its_line(tmp_path: Path) -> None:
+    """The decoder would say line 1, of a record that is in line 4."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n\n\n{"text": "cut"\n', encoding="utf-8")
+    with pytest.raises(ExampleError) as caught:
+        list(read_examples(path))
+    assert str(caught.value) == f"{path}:4: not valid JSON (Expecting ',' delimiter, at character 15)"
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -142,9 +142,13 @@ class Encoder(ABC):
             ExampleError: it cannot be used; kind and reason are told.
         """
         try:
-            return self._units(example)
+            units = self._units(example)
         except (ChatError, TokenizerError) as error:
             raise ExampleError("refused", str(error), example.origin) from None
+        if not units and example.first and example.last:
+            # Some tokenizers write nothing for some texts; of a portion of one that is no loss.
+            raise ExampleError("empty", "no token in it to learn", example.origin)
+        return units
 
     @abstractmethod
     def _units(self, example: Example) -> list[Unit]: ...

@@ -130,7 +130,7 @@ class ChunkEncoder:
             try:
                 units = self._encoder.units(parse_record(record, *chunk.forms[file]))
             except ExampleError as error:
-                problems.add(Problem(error.kind, record.origin, error.reason))
+                problems.add(Problem(error.kind, error.origin or record.origin, error.reason))
                 refused[file] = refused.get(file, 0) + 1
                 continue
             taken[file] = taken.get(file, 0) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from qafila.data.forms import Example, check_form, example
@@ -43,7 +44,7 @@ def read_examples(
             except ExampleError as error:
                 if problems is None:
                     raise
-                problems.add(Problem(error.kind, record.origin, error.reason))
+                problems.add(Problem(error.kind, error.origin or record.origin, error.reason))
                 problems.check(str(path), final=False)
     if problems is not None:
         problems.check(str(path))
@@ -64,16 +65,19 @@ def parse_record(record: Record, form: str = "auto", fields: Mapping[str, str] |
         _check_unicode(made)
         return made
     except ExampleError as error:
-        raise ExampleError(error.kind, error.reason, record.origin) from None
+        raise ExampleError(error.kind, error.reason, error.origin or record.origin) from None
 
 
 def _text(record: Record) -> Example:
     try:
         text = record.raw.decode()
     except UnicodeDecodeError as error:
+        # A text has many lines, and it is told which one; the portion that it is in begins at its origin's.
         line = record.origin.line + record.raw.count(b"\n", 0, error.start)
         raise ExampleError(
-            "malformed", f"line {line} is not UTF-8 text (byte 0x{record.raw[error.start]:02x}); convert the file"
+            "malformed",
+            f"not UTF-8 text (byte 0x{record.raw[error.start]:02x}); convert the file",
+            replace(record.origin, line=line),
         ) from None
     if not text.strip():
         raise ExampleError("empty", "empty")
@@ -87,6 +91,9 @@ def _json(raw: bytes) -> object:
         raise ExampleError("malformed", f"not UTF-8 text (byte {error.start + 1} of the line)") from None
     except RecursionError:
         raise ExampleError("malformed", "JSON nested too deeply") from None
+    except json.JSONDecodeError as error:
+        # Its own words end in a line of the record, which is always 1 and not the file's.
+        raise ExampleError("malformed", f"not valid JSON ({error.msg}, at character {error.pos + 1})") from None
     except ValueError as error:
         raise ExampleError("malformed", f"not valid JSON ({str(error)[:100]})") from None
     return value
