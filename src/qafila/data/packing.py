@@ -3,6 +3,11 @@
 A row takes the longest unit that waits, then again and again the one that leaves the least room, until none fits. Over
 all units at once that is first fit decreasing; here it sees those that wait, so memory does not grow with the data.
 Rows close one by one, so nothing half full is left lying but the last.
+
+Where no unit is short, as of pairs of answers, that leaves room that another choice would fill. A row whose longest
+unit is well under half of it is then given those whose lengths add up to the most (minimum bin slack: Gupta and Ho,
+Production Planning & Control 10, 1999). Rows with a longer one are not: it would take the short units that the others
+need.
 """
 
 from __future__ import annotations
@@ -22,6 +27,13 @@ WAITING_UNITS: Final = 1 << 16
 """Units that wait at most: short ones are many, and each costs some hundred bytes besides its tokens."""
 WAITING_ROWS: Final = 32
 """Rows' worth of tokens that may wait in any case, so that there is a choice for very long rows too."""
+_SEARCHED: Final = 0.45
+"""Rows whose longest unit is at most this share of them are searched for the best filling. Measured on pairs of answers
+and on log-normal lengths: with this it is seldom worse than best fit alone, and then by 0.2 %; with 0.6, often."""
+_WORTH: Final = 512
+"""Room of less than one part in so many of a row is not worth a search."""
+_SEARCH_BITS: Final = 1 << 26
+"""A search remembers at most so many bits: 8 MB."""
 
 
 class Packer(Generic[Item]):
@@ -71,15 +83,54 @@ class Packer(Generic[Item]):
             yield self._close_row()
 
     def _close_row(self) -> list[Item]:
-        room, row = self._sequence, []
-        lengths, waiting = self._lengths, self._waiting
-        while (index := bisect_right(lengths, room) - 1) >= 0:
-            length = lengths[index]
-            queue = waiting[length]
+        longest = self._lengths[-1]
+        chosen, room = self._best_fit()
+        if room * _WORTH > self._sequence and longest <= _SEARCHED * self._sequence:
+            chosen = self._searched(chosen, room)
+        row = []
+        for length in chosen:
+            queue = self._waiting[length]
             row.append(queue.popleft())
-            room -= length
             if not queue:
-                del waiting[length], lengths[index]
+                del self._waiting[length], self._lengths[bisect_right(self._lengths, length) - 1]
         self._units -= len(row)
-        self._tokens -= self._sequence - room
+        self._tokens -= sum(chosen)
         return row
+
+    def _best_fit(self) -> tuple[list[int], int]:
+        """Lengths for a row, each the longest that still fits, and the room that is left."""
+        lengths, waiting = self._lengths, self._waiting
+        chosen: list[int] = []
+        room, index = self._sequence, len(lengths)
+        while (index := bisect_right(lengths, room, hi=index) - 1) >= 0:
+            length = lengths[index]
+            times = min(len(waiting[length]), room // length)
+            chosen += [length] * times
+            room -= times * length
+        return chosen, room
+
+    def _searched(self, chosen: list[int], room: int) -> list[int]:
+        """Lengths that fill a row better than ``chosen``, which leaves ``room``; ``chosen`` where there are none.
+
+        The longest stays. Bit n of ``sums`` says that n tokens can be had of the units looked at so far.
+        """
+        free = self._sequence - chosen[0]
+        mask, enough = (1 << (free + 1)) - 1, max(0, free - self._sequence // _WORTH)
+        sums, before, looked = 1, [], []
+        for length in reversed(self._lengths[: bisect_right(self._lengths, free)]):
+            there = len(self._waiting[length]) - (length == chosen[0])
+            for _ in range(min(there, free // length)):
+                before.append(sums)
+                looked.append(length)
+                sums |= sums << length & mask
+            if sums >> enough or len(before) * free > _SEARCH_BITS:
+                break
+        total = sums.bit_length() - 1
+        if total <= free - room:
+            return chosen
+        found = []
+        for length, without in zip(reversed(looked), reversed(before), strict=True):
+            if not without >> total & 1:
+                found.append(length)
+                total -= length
+        return [chosen[0], *reversed(found)]
