@@ -145,6 +145,18 @@ def test_types_that_are_converted_are_named(default_gguf: Path) -> None:
     assert describe(subject, BIG, quant=DType.Q2_K)["weights_converted"] == {"Q2_K": "Q8_0"}
 
 
+def test_what_training_holds_is_told_with_its_types() -> None:
+    """The optimiser's 12 bytes are not moments alone, and `qafila train` on one GPU has wider gradients."""
+    full = " ".join(_run("llama-3.2-1b", "--train", "full").stdout.split())
+    assert "gradients 2.5 GB + optimizer 14.8 GB" in full
+    assert "gradients in bfloat16 (2 bytes a trained parameter); optimizer: AdamW's two moments (8) and master " in full
+    assert "on one GPU qafila train adds gradients up in float32: 2.5 GB more" in full
+    lora = " ".join(_run("llama-3.2-1b", "--train", "lora").stdout.split())
+    assert "two moments (8) and master weights (4) in float32" in lora
+    assert "2.5 GB more" not in lora
+    assert "two moments" not in _run("llama-3.2-1b").stdout
+
+
 def test_training_decides_when_it_is_asked_for() -> None:
     subject = Subject("llama-3.2-1b", "preset", preset("llama-3.2-1b"))
     machine = Machine(12_000_000_000, 10_000_000_000, "physical memory")

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 _RUN_CONTEXT, _TRAIN_CONTEXT = 4096, 2048
 _MOST = 1 << 40
 _METHODS: dict[str, TrainMethod] = {"full": "full", "lora": "lora", "qlora": "qlora"}
+_TRAINED_AS = (
+    "gradients in bfloat16 (2 bytes a trained parameter); optimizer: AdamW's two moments (8) and master weights (4) in "
+    "float32"
+)
 _STORABLE = [dtype.name for dtype in DType if dtype.quantised or dtype.name in ("F32", "F16", "BF16")]
 
 
@@ -292,6 +296,12 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found["train"]:
         title = f"{found['train']['method']}, {found['train']['context']:,} tokens{batch}"
         lines.append(("to train", _sum(found["train"], title)))
+        lines.append(("", _TRAINED_AS))
+        if found["train"]["method"] == "full":
+            more = gigabytes(found["train"]["parts"]["gradients"])
+            lines.append(
+                ("", f"on one GPU qafila train adds gradients up in float32: {more} more (its --dry-run counts)")
+            )
     return lines
 
 
