@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from qafila.agent.tools.builtin import builtin
+from qafila.cli import agent
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "README.ar.md")
@@ -34,7 +38,7 @@ def shell(command: str, **options) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        **options,
+        **{"env": os.environ | {"QAFILA_AGENT_DATABASE": f"sqlite:///{CHECKOUT}/build/agent-docs.sqlite3"}, **options},
     )
 
 
@@ -77,7 +81,29 @@ def test_the_python_of_the_readme(page, default_gguf):
     assert "Tokyo" in done.stdout
 
 
+def test_the_python_of_the_guide_to_agents(default_gguf):
+    (code,) = blocks("docs/agent.md", "python")
+    (CHECKOUT / "build").mkdir(exist_ok=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()][-2:] == ["answered", "ended"]
+
+
+def test_what_the_guides_to_agents_name_is_there():
+    command = typer.main.get_command(agent.command)
+    options = {flag for one in command.commands.values() for option in one.params for flag in option.opts}
+    for page in ("docs/agent.md", "docs/agent.ar.md"):
+        text = (CHECKOUT / page).read_text(encoding="utf-8")
+        named = set(re.findall(r"`qafila agent ([a-z]+)", text)) | set(
+            re.findall(r"`(resume|approve|say|stop) RUN", text)
+        )
+        assert named <= set(command.commands), page
+        assert set(re.findall(r"(--[a-z-]+)", text)) - {"--json"} <= options | {"--json"}, page
+    tools = re.findall(r"`([a-z]+_[a-z]+|calculate)`", (CHECKOUT / "docs/agent.md").read_text(encoding="utf-8"))
+    assert set(builtin().by_name) <= set(tools)
+
+
 def test_links_inside_the_repository_lead_somewhere():
-    for page in (*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for page in (*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/agent.md", "docs/agent.ar.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (CHECKOUT / page).read_text(encoding="utf-8")):
-            assert (CHECKOUT / target).exists(), f"{page} links to {target}"
+            assert ((CHECKOUT / page).parent / target).exists(), f"{page} links to {target}"
