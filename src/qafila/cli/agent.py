@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from qafila.cli import agent_runs, stdin, terminal
 from qafila.cli import options as opt
-from qafila.cli import stdin, terminal
 from qafila.cli.agent_calibrate import calibrate
 from qafila.cli.agent_setup import ask_at_terminal, open_client, open_journal, preview, workspace
 from qafila.errors import AgentError, UsageError
@@ -45,17 +45,6 @@ command = typer.Typer(
     help='A model that works on a goal over many steps: qafila agent "GOAL", or a command below.',
 )
 
-_Run = Annotated[str, typer.Argument(metavar="RUN", help="The first letters of its id, or `last`.")]
-_Database = Annotated[
-    str | None,
-    typer.Option(
-        "--database",
-        metavar="URL",
-        envvar="QAFILA_AGENT_DATABASE",
-        help="Where runs are kept (default: SQLite in QAFILA_HOME).",
-    ),
-]
-_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _Model = Annotated[str, typer.Option("-m", "--model", metavar="MODEL", help="The model, as for `qafila chat`.")]
 _Endpoint = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead.")
@@ -96,8 +85,8 @@ def _begin(
     threads: opt.Threads = None,
     context: opt.Context = None,
     adapter: opt.Adapter = None,
-    database: _Database = None,
-    as_json: _JSON = False,
+    database: agent_runs.Database = None,
+    as_json: agent_runs.JSON = False,
 ) -> None:
     """Work on a goal; steps are shown on standard error, the answer goes to standard output."""
     from qafila.agent.calibration import read_calibration
@@ -125,7 +114,7 @@ def _begin(
 
 @command.command("resume")
 def _resume(
-    run: _Run,
+    run: agent_runs.Run,
     say: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Something to tell it first.")] = None,
     yes: _Yes = False,
     endpoint: _Endpoint = None,
@@ -133,8 +122,8 @@ def _resume(
     threads: opt.Threads = None,
     context: opt.Context = None,
     adapter: opt.Adapter = None,
-    database: _Database = None,
-    as_json: _JSON = False,
+    database: agent_runs.Database = None,
+    as_json: agent_runs.JSON = False,
 ) -> None:
     """Go on with a run: after a crash, with a new budget, or with something new to do."""
     journal = open_journal(database)
@@ -148,7 +137,7 @@ def _resume(
 
 @command.command("approve")
 def _approve(
-    run: _Run,
+    run: agent_runs.Run,
     deny: Annotated[bool, typer.Option("--deny", help="Say no; the run goes on without it.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
     yes: _Yes = False,
@@ -157,8 +146,8 @@ def _approve(
     threads: opt.Threads = None,
     context: opt.Context = None,
     adapter: opt.Adapter = None,
-    database: _Database = None,
-    as_json: _JSON = False,
+    database: agent_runs.Database = None,
+    as_json: agent_runs.JSON = False,
 ) -> None:
     """Allow what a waiting run asked for (or not, with --deny), and let it go on."""
     from qafila.agent.events import Decided
@@ -178,51 +167,8 @@ def _approve(
     _work(agent, found, as_json, decisions={decided.call: decided})
 
 
-@command.command("runs")
-def _runs(
-    most: Annotated[int, typer.Option("-n", "--most", min=1, help="How many of the newest.")] = 20,
-    database: _Database = None,
-    as_json: _JSON = False,
-) -> None:
-    """List the runs, newest first."""
-    from qafila.agent.show import run_row
-
-    found = open_journal(database).runs(most)
-    if as_json:
-        typer.echo(json.dumps([run_row(one) for one in found], ensure_ascii=False, indent=2))
-        return
-    if not found:
-        typer.echo('no runs yet; `qafila agent "goal"` makes one', err=True)
-    for one in found:
-        goal = " ".join(terminal.printable(one.goal).split())
-        when = run_row(one)["created"][:16].replace("T", " ")
-        typer.echo(f"{one.id}  {when}  {one.status:<12} {goal[:80]}")
-
-
-@command.command("show")
-def _show(run: _Run, database: _Database = None, as_json: _JSON = False) -> None:
-    """Show a run: every event, in order."""
-    from qafila.agent.show import as_json as in_json
-    from qafila.agent.show import summary, transcript
-    from qafila.agent.state import State
-
-    journal = open_journal(database)
-    found = journal.find(run)
-    recorded = journal.events(found)
-    if as_json:
-        typer.echo(json.dumps(in_json(found, recorded), ensure_ascii=False, indent=2))
-        return
-    state = State.of(recorded)
-    for line in transcript(recorded):
-        typer.echo(terminal.printable(line))
-    for pending in state.pending:
-        if pending.asked is not None and pending.decided is None:
-            typer.echo(f"\nwaits for a word on:\n{preview(pending.asked.intent)}")
-    typer.echo(summary(found, state))
-
-
 @command.command("stop")
-def _stop(run: _Run, database: _Database = None) -> None:
+def _stop(run: agent_runs.Run, database: agent_runs.Database = None) -> None:
     """Stop a run that is being worked on; `resume` goes on with it."""
     journal = open_journal(database)
     found = journal.find(run)
@@ -231,7 +177,11 @@ def _stop(run: _Run, database: _Database = None) -> None:
 
 
 @command.command("say")
-def _say(run: _Run, text: Annotated[str, typer.Argument(help="What to tell it.")], database: _Database = None) -> None:
+def _say(
+    run: agent_runs.Run,
+    text: Annotated[str, typer.Argument(help="What to tell it.")],
+    database: agent_runs.Database = None,
+) -> None:
     """Tell a run something while it works; it reads it before its next step."""
     if not text.strip():
         raise UsageError("there is nothing to say: TEXT is empty")
@@ -243,9 +193,9 @@ def _say(run: _Run, text: Annotated[str, typer.Argument(help="What to tell it.")
 
 @command.command("undo")
 def _undo(
-    run: _Run,
+    run: agent_runs.Run,
     everything: Annotated[bool, typer.Option("--all", help="Everything it changed, not only the last call.")] = False,
-    database: _Database = None,
+    database: agent_runs.Database = None,
 ) -> None:
     """Take back what a run changed in its files."""
     from qafila.agent.undo import undo
@@ -257,42 +207,23 @@ def _undo(
 
 @command.command("fork")
 def _fork(
-    run: _Run,
+    run: agent_runs.Run,
     after: Annotated[int, typer.Argument(metavar="EVENT", min=0, help="The last event that both share (see `show`).")],
-    database: _Database = None,
+    database: agent_runs.Database = None,
 ) -> None:
     """Make a new run that begins as another did; `resume` goes on with it."""
     journal = open_journal(database)
     typer.echo(journal.fork(journal.find(run), after))
 
 
-@command.command("replay")
-def _replay(
-    run: _Run,
-    verify: Annotated[bool, typer.Option("--verify", help="Ask the model again, and compare every token.")] = False,
-    what_if: Annotated[
-        tuple[int, str] | None,
-        typer.Option("--what-if", metavar="EVENT TEXT", help="Make a run in which that call came to TEXT."),
-    ] = None,
-    threads: opt.Threads = None,
-    context: opt.Context = None,
-    database: _Database = None,
-    as_json: _JSON = False,
-) -> None:
-    """Prove that a run happened as it is written down, or make another of it in which one result was different."""
-    from qafila.cli.agent_replay import verify_run, what_if_run
-
-    if verify == (what_if is not None):
-        raise UsageError("give --verify, or --what-if EVENT TEXT")
-    journal = open_journal(database)
-    found = journal.find(run)
-    if what_if is not None:
-        what_if_run(journal, found, *what_if)
-        return
-    verify_run(journal, found, threads=threads, context=context, as_json=as_json)
-
-
-command.command("calibrate")(calibrate)
+for _name, _command in (
+    ("runs", agent_runs.runs),
+    ("show", agent_runs.show),
+    ("replay", agent_runs.replay),
+    ("explain", agent_runs.explain),
+    ("calibrate", calibrate),
+):
+    command.command(_name)(_command)
 
 
 def _names(tools: str | None) -> list[str] | None:
