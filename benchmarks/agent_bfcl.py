@@ -1,7 +1,7 @@
 """Tool calls of the default model on single-turn questions of BFCL v4, with and without what the engine can do for it.
 
     pip download --no-deps bfcl-eval==2026.3.23 && unzip -q bfcl_eval-*.whl -d build/bfcl
-    python benchmarks/agent_bfcl.py build/bfcl [--skip 100] [--first 50] [--model default] [--json]
+    python benchmarks/agent_bfcl.py build/bfcl [--skip 100] [--first 50] [--ways likelihood ...] [--json]
 
 Every question is asked in four ways, greedily and of the same weights: ``words`` reads calls out of free text,
 ``grammar`` lets the model choose between words and a call that is valid by construction, ``required`` allows nothing
@@ -22,7 +22,7 @@ import json
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def checker(folder: Path) -> Checker:
 async def ask(client: ChatClient, choice: Choice, way: str, chooser: Chooser) -> Message:
     """One answer in one of the ways."""
     messages = (Message("system", system_prompt()), Message("user", choice.goal))
-    request = ChatRequest(messages, choice.tools, generation=Generation(max_tokens=MOST_TOKENS, temperature=0.0))
+    generation = Generation(max_tokens=MOST_TOKENS, temperature=0.0)
+    request = ChatRequest(messages, choice.tools, parallel_tool_calls=False, generation=generation)
     if way == "words":
         request = replace(request, tool_names=frozenset())
     elif way == "required":
@@ -130,7 +131,7 @@ def faults(calls: tuple[ToolCall, ...], tools: tuple[ToolSchema, ...]) -> bool:
     return False
 
 
-async def measure(client: ChatClient, folder: Path, skip: int, first: int) -> dict[str, Any]:
+async def measure(client: ChatClient, folder: Path, skip: int, first: int, ways: Sequence[str]) -> dict[str, Any]:
     """Counts by category and way, and how good the probabilities are."""
     calibration = calibration_of(client.fingerprint) or Calibration()
     right = checker(folder)
@@ -138,9 +139,9 @@ async def measure(client: ChatClient, folder: Path, skip: int, first: int) -> di
     examples: list[Example] = []
     for category in CATEGORIES:
         asked = questions(folder, category, skip, first)
-        counts = {way: Counter[str]() for way in WAYS}
+        counts = {way: Counter[str]() for way in ways}
         for record, choice, truth in asked:
-            for way in WAYS:
+            for way in ways:
                 message = await ask(client, choice, way, Chooser(calibration))
                 count = counts[way]
                 begun = "<tool_call>" in message.text
@@ -154,10 +155,12 @@ async def measure(client: ChatClient, folder: Path, skip: int, first: int) -> di
                 elif message.tool_calls:
                     calls = [{call.name: dict(call.arguments)} for call in message.tool_calls]
                     count["right"] += right(record["function"], calls, truth, category)
-        report[category] = {"questions": len(asked), **{way: dict(counts[way]) for way in WAYS}}
+        report[category] = {"questions": len(asked), **{way: dict(counts[way]) for way in ways}}
         print(category, json.dumps(report[category]), file=sys.stderr, flush=True)
-        if category != "simple_python":
+        if category != "simple_python" and "likelihood" in ways:
             examples += await odds_of(client, [choice for _, choice, _ in asked])
+    if not examples:
+        return report
     for name, one in (("as they are", Calibration()), ("calibrated", calibration)):
         found = quality(one, examples)
         report[f"probabilities {name}"] = {key: round(getattr(found, key), 3) for key in found.__slots__}
@@ -172,6 +175,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=50)
     parser.add_argument("--model", default="default")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     llama = Llama.load(given.model, threads=given.threads)
@@ -179,7 +183,7 @@ def main() -> int:
     async def run() -> dict[str, Any]:
         client = LocalClient(llama, given.model, owns_model=True)
         try:
-            return await measure(client, given.folder, given.skip, given.first)
+            return await measure(client, given.folder, given.skip, given.first, given.ways)
         finally:
             await client.close()
 

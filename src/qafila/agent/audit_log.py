@@ -1,0 +1,123 @@
+"""The audit log: a leaf for every event that was ever written down, in order, and signed checkpoints over all of them.
+
+A leaf holds a commitment to the event, not the event: a hash of it with a secret salt. Erasing a run removes its events and
+their salts; the leaves stay, so that the log still verifies, and nothing of the run can be guessed from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from qafila.agent.merkle import leaf_hash, root
+from qafila.agent.signing import ORIGIN, Checkpoint, Signer
+from qafila.database import TABLES, reading, writing
+
+LOG = sa.Table(
+    "agent_log",
+    TABLES,
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("run", sa.String(32), nullable=False, index=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("commitment", sa.String(64), nullable=False),
+    sa.Column("salt", sa.String(32)),
+)
+CHECKPOINTS = sa.Table(
+    "agent_checkpoints",
+    TABLES,
+    sa.Column("size", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("note", sa.Text, nullable=False),
+)
+_APPEND_LOCK = 0x5146_4C41  # of PostgreSQL's advisory locks: places are given one after another
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One event in the log.
+
+    Attributes:
+        place: in the log, from 0. run, number: which event. commitment: SHA-256 of salt and event, in hex.
+        salt: in hex. body: the event as it is kept; both None once erased.
+    """
+
+    place: int
+    run: str
+    number: int
+    commitment: str
+    salt: str | None
+    body: str | None
+
+    def hash(self) -> bytes:
+        """Its leaf hash in the tree."""
+        return leaf_hash(f"{self.place} {self.run} {self.number} {self.commitment}".encode())
+
+
+def commit(salt: str, body: str) -> str:
+    """A commitment to an event."""
+    return hashlib.sha256(bytes.fromhex(salt) + body.encode()).hexdigest()
+
+
+def append(connection: sa.Connection, run: str, number: int, body: str) -> None:
+    """Add an event to the log, in the transaction that writes it down."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_APPEND_LOCK)))
+    place = connection.scalar(sa.select(sa.func.coalesce(sa.func.max(LOG.c.place) + 1, 0)))
+    salt = secrets.token_hex(16)
+    row = {"place": place, "run": run, "number": number, "commitment": commit(salt, body), "salt": salt}
+    connection.execute(LOG.insert().values(**row))
+
+
+class AuditLog:
+    """The log of a journal's database.
+
+    Args:
+        engine: of the database. events: the table of events.
+    """
+
+    def __init__(self, engine: sa.Engine, events: sa.Table) -> None:
+        self._engine, self._events = engine, events
+
+    def leaves(self) -> list[Leaf]:
+        """All leaves, in order."""
+        events = self._events
+        joined = sa.and_(events.c.run == LOG.c.run, events.c.number == LOG.c.number, LOG.c.salt.is_not(None))
+        query = sa.select(LOG, events.c.body).select_from(LOG.outerjoin(events, joined)).order_by(LOG.c.place)
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [Leaf(r.place, r.run, r.number, r.commitment, r.salt, r.body) for r in rows]
+
+    def checkpoint(self, signer: Signer) -> str:
+        """Sign the log as it is now; gives the note. Kept somewhere else, it shows when the log is cut short later."""
+        with writing(self._engine) as connection:
+            rows = connection.execute(sa.select(LOG).order_by(LOG.c.place)).all()
+            hashes = [Leaf(r.place, r.run, r.number, r.commitment, None, None).hash() for r in rows]
+            kept = connection.scalar(sa.select(CHECKPOINTS.c.note).where(CHECKPOINTS.c.size == len(hashes)))
+            if kept is not None:
+                return str(kept)
+            note = signer.note(Checkpoint(len(hashes), root(hashes)))
+            connection.execute(CHECKPOINTS.insert().values(size=len(hashes), note=note))
+        return note
+
+    def checkpoints(self) -> list[str]:
+        """All notes, oldest first."""
+        with reading(self._engine) as connection:
+            return list(connection.scalars(sa.select(CHECKPOINTS.c.note).order_by(CHECKPOINTS.c.size)).all())
+
+    def lines(self, public: str) -> Iterator[str]:
+        """The log as JSONL, to be verified anywhere: a head with the public key, leaves, checkpoints."""
+        yield json.dumps({"audit": ORIGIN, "version": 1, "key": public})
+        for leaf in self.leaves():
+            row = {"place": leaf.place, "run": leaf.run, "number": leaf.number, "commitment": leaf.commitment}
+            yield json.dumps({**row, "salt": leaf.salt, "body": leaf.body}, ensure_ascii=False)
+        for note in self.checkpoints():
+            yield json.dumps({"checkpoint": note}, ensure_ascii=False)
+
+    def forget(self, connection: sa.Connection, run: str) -> int:
+        """Drop the salts of a run, whose events are erased in the same transaction; gives how many there were."""
+        erased = connection.execute(LOG.update().where(LOG.c.run == run, LOG.c.salt.is_not(None)).values(salt=None))
+        return int(erased.rowcount)
