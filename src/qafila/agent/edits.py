@@ -6,6 +6,7 @@ crash too, and its reverse is an edit like any other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import stat
@@ -16,8 +17,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from qafila.agent.sandbox.changes import Change, What, unified
-from qafila.agent.sandbox.entries import check_path, look, opened_root
-from qafila.agent.sandbox.keep import keep
+from qafila.agent.sandbox.entries import check_path, look, opened_root, parent
+from qafila.agent.sandbox.keep import LEFTOVER, keep, leads_out
 from qafila.agent.sandbox.workspace import Mark
 from qafila.errors import SandboxError
 
@@ -34,7 +35,7 @@ class Edit(BaseModel):
         path: in the workspace, with ``/``.
         what: the sort of entry: file, folder or link.
         before, after: what a file holds or where a link leads, ``b""`` for folders; None where there is no entry.
-        mode: permissions of what is to be.
+        mode: permissions of what is to be. mode_before: of what was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
@@ -44,6 +45,7 @@ class Edit(BaseModel):
     before: bytes | None
     after: bytes | None
     mode: int = 0o644
+    mode_before: int = 0o644
 
     @property
     def kind(self) -> Literal["created", "changed", "deleted"]:
@@ -54,10 +56,15 @@ class Edit(BaseModel):
 
     def reversed(self) -> Edit:
         """The edit that takes this one back."""
-        return self.model_copy(update={"before": self.after, "after": self.before})
+        turned = {"before": self.after, "after": self.before, "mode": self.mode_before, "mode_before": self.mode}
+        return self.model_copy(update=turned)
 
     def diff(self) -> str:
         """What people are shown: a unified diff, or one line where there is none to show."""
+        if self.what == "file" and self.kind == "changed" and self.mode != self.mode_before:
+            permissions = f"permissions: {self.path} from {self.mode_before:03o} to {self.mode:03o}\n"
+            same = self.model_copy(update={"mode_before": self.mode})
+            return permissions if self.before == self.after else permissions + same.diff()
         if self.what == "file":
             text = unified(self.path, self.before or b"", self.after or b"")
             if text is not None:
@@ -96,7 +103,8 @@ def file_edit(workspace: Path, path: str, after: bytes | None) -> tuple[Edit, ..
         raise SandboxError(f"{path}: {mark.size} bytes are more than the {MOST_BYTES} that one edit may replace")
     if before == after:
         return ()
-    return (Edit(path=path, what="file", before=before, after=after, mode=stat.S_IMODE(mark.mode) & 0o777),)
+    mode = _permissions(mark)
+    return (Edit(path=path, what="file", before=before, after=after, mode=mode, mode_before=mode),)
 
 
 def edits_of(workspace: Path, changes: Iterable[Change]) -> tuple[Edit, ...]:
@@ -108,6 +116,8 @@ def edits_of(workspace: Path, changes: Iterable[Change]) -> tuple[Edit, ...]:
     edits = []
     with opened_root(workspace) as root:
         for change in changes:
+            if not _is_text(change.path):
+                raise SandboxError(f"{change.path!r}: its name is no text; rename it")
             if change.what == "special":
                 raise SandboxError(f"{change.path}: sockets, pipes and devices are not kept")
             found = look(root, change.path, MOST_BYTES) if change.base is not None else None
@@ -118,6 +128,8 @@ def edits_of(workspace: Path, changes: Iterable[Change]) -> tuple[Edit, ...]:
                 before = b"" if stat.S_ISDIR(found[0].mode) else found[1]
                 if before is None:
                     raise SandboxError(f"{change.path}: too large to be changed so that it can be undone")
+                if change.what == "link" and leads_out(change.path, before):
+                    raise SandboxError(f"{change.path}: a link that leads out of the workspace could not be put back")
             after = None
             if change.kind != "deleted":
                 after = b"" if change.what == "folder" else change.content
@@ -133,7 +145,13 @@ def _edit(
     if found is not None and after is not None and _sort(found[0]) != what:
         raise SandboxError(f"{path}: a {_sort(found[0])} cannot become a {what} in one edit; delete it first")
     assert what != "special"
-    return Edit(path=path, what=what, before=before, after=after, mode=mode)
+    mode_before = mode if found is None else _permissions(found[0])
+    mode = mode_before if after is None else mode
+    return Edit(path=path, what=what, before=before, after=after, mode=mode, mode_before=mode_before)
+
+
+def _permissions(mark: Mark) -> int:
+    return stat.S_IMODE(mark.mode) & 0o777
 
 
 def _sort(mark: Mark) -> What:
@@ -144,22 +162,36 @@ def _sort(mark: Mark) -> What:
 
 def states(workspace: Path, edits: Sequence[Edit]) -> list[State]:
     """For each edit, whether its entry is as before it, as after it, or neither."""
-    found: list[State] = []
+    return [state for state, _ in _look_at(workspace, edits)]
+
+
+def _look_at(workspace: Path, edits: Sequence[Edit]) -> list[tuple[State, Mark | None]]:
+    """The states, and the mark of each entry that was seen."""
+    found: list[tuple[State, Mark | None]] = []
     with opened_root(workspace) as root:
         for edit in edits:
             try:
                 entry = look(root, edit.path, MOST_BYTES)
             except SandboxError:
-                found.append("other")
+                found.append(("other", None))
                 continue
-            content = None if entry is None else b"" if stat.S_ISDIR(entry[0].mode) else entry[1]
-            same_sort = entry is None or _sort(entry[0]) == edit.what
-            # After comes first: an edit that changes permissions alone is done as soon as it may be.
-            if same_sort and content == edit.after:
-                found.append("after")
-            else:
-                found.append("before" if same_sort and content == edit.before else "other")
+            found.append((_state(edit, entry), entry[0] if entry is not None else None))
     return found
+
+
+def _state(edit: Edit, entry: tuple[Mark, bytes | None] | None) -> State:
+    if entry is None:
+        return "after" if edit.after is None else "before" if edit.before is None else "other"
+    mark, content = entry
+    if stat.S_ISDIR(mark.mode):
+        content = b""
+    # What cannot be read (too large, a pipe) is neither: it is not what an edit knows, and not nothing.
+    if content is None or _sort(mark) != edit.what:
+        return "other"
+    if edit.before == edit.after == content:
+        modes: dict[int, State] = {edit.mode_before: "before", edit.mode: "after"}
+        return modes.get(_permissions(mark), "other")
+    return "after" if content == edit.after else "before" if content == edit.before else "other"
 
 
 def apply(workspace: Path, edits: Sequence[Edit]) -> None:
@@ -169,29 +201,35 @@ def apply(workspace: Path, edits: Sequence[Edit]) -> None:
         SandboxError: an entry is neither as before nor as after its edit (nothing is applied then), or it changed
             meanwhile.
     """
-    where = states(workspace, edits)
-    for edit, state in zip(edits, where, strict=True):
+    where = _look_at(workspace, edits)
+    for edit, (state, _) in zip(edits, where, strict=True):
         if state == "other":
             raise SandboxError(f"{edit.path}: was changed by somebody else; it is left as it is")
-    chosen = []
-    with opened_root(workspace) as root:
-        for edit, state in zip(edits, where, strict=True):
-            if state == "after":
-                continue
-            entry = look(root, edit.path, 0)
-            chosen.append(
-                Change(
-                    edit.path,
-                    edit.kind,
-                    edit.what,
-                    None,
-                    None,
-                    content=None if edit.what == "folder" else edit.after,
-                    mode=edit.mode,
-                    base=entry[0] if entry is not None else None,
-                )
-            )
+    chosen = [
+        Change(
+            edit.path,
+            edit.kind,
+            edit.what,
+            None,
+            None,
+            content=None if edit.what == "folder" else edit.after,
+            mode=edit.mode,
+            base=mark,
+        )
+        for edit, (state, mark) in zip(edits, where, strict=True)
+        if state == "before"
+    ]
     keep(workspace, chosen)
+
+
+def sweep(workspace: Path, edits: Iterable[Edit]) -> None:
+    """Remove what a process that was killed while it applied these edits may have left beside them."""
+    with opened_root(workspace) as root:
+        for folder in sorted({posixpath.dirname(edit.path) for edit in edits}):
+            with contextlib.suppress(SandboxError), parent(root, posixpath.join(folder, "any")) as (here, _):
+                for name in filter(LEFTOVER.fullmatch, os.listdir(here)):
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=here)
 
 
 def inside(path: str) -> str:
@@ -203,8 +241,15 @@ def inside(path: str) -> str:
     clean = posixpath.normpath(path.strip().replace("\\", "/").lstrip("/") or ".")
     if "\0" in clean or clean == ".." or clean.startswith("../"):
         raise SandboxError(f"{path!r}: leads out of the workspace")
-    try:
-        os.fsencode(clean)
-    except UnicodeEncodeError:
-        raise SandboxError(f"{path!r}: is no name of a file") from None
+    if not _is_text(clean):
+        raise SandboxError(f"{path!r}: is no name of a file")
     return "" if clean == "." else clean
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8: others cannot be written down."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import re
 import secrets
 import stat
 from collections.abc import Iterable
@@ -14,6 +15,9 @@ from qafila.agent.sandbox.changes import Change
 from qafila.agent.sandbox.entries import check_path, opened_root, parent
 from qafila.agent.sandbox.workspace import Mark
 from qafila.errors import SandboxError
+
+#: Names of what is written beside a target until it takes the target's place.
+LEFTOVER = re.compile(r"\.qafila-[0-9a-f]{16}")
 
 
 def keep(workspace: Path, changes: Iterable[Change]) -> None:
@@ -54,10 +58,17 @@ def _check(change: Change) -> None:
     if change.what != "folder" and change.content is None:
         raise SandboxError(f"{change.path}: too large to be kept ({change.size_after} bytes)")
     if change.what == "link":
-        target = os.fsdecode(change.content or b"")
-        inside = posixpath.normpath(posixpath.join(posixpath.dirname(change.path), target))
-        if target.startswith("/") or inside == ".." or inside.startswith("../"):
+        content = change.content or b""
+        if leads_out(change.path, content):
+            target = os.fsdecode(content)
             raise SandboxError(f"{change.path}: a link that leads out of the workspace, to {target!r}, is not kept")
+
+
+def leads_out(path: str, link: bytes) -> bool:
+    """Whether a link at ``path`` that holds ``link`` leads out of the workspace."""
+    target = os.fsdecode(link)
+    inside = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+    return target.startswith("/") or inside == ".." or inside.startswith("../")
 
 
 def _unchanged(folder: int, name: str, change: Change) -> None:
