@@ -45,13 +45,16 @@ def observation(value: Any, status: Status = "ok", *, most: int = MOST_SHOWN) ->
         value: what was returned. status: of the call.
         most: characters shown; of a longer text the beginning and the end are.
     """
-    text = _clean(_text(value)[: MOST_KEPT + 1])
-    whole = text[:MOST_KEPT]
-    if len(whole) <= most:
+    text = _text(value)
+    whole = _clean(text[:MOST_KEPT])
+    if len(text) <= MOST_KEPT and len(whole) <= most:
         return Observation(status=status, text=whole or "(nothing)")
     head = whole[: most * 2 // 3]
-    tail = whole[len(whole) - (most - len(head)) :]
-    gap = f"\n[... {len(whole) - len(head) - len(tail):,} characters left out ...]\n"
+    # Of what is too long to be kept, the end is shown all the same: it says how it ended.
+    end = whole if len(text) <= MOST_KEPT else _clean(text[-most:])
+    tail = end[len(end) - min(len(end), most - len(head)) :]
+    length = len(whole) if len(text) <= MOST_KEPT else len(text)
+    gap = f"\n[... {length - len(head) - len(tail):,} characters left out ...]\n"
     return Observation(status=status, text=head + gap + tail, whole=whole)
 
 
@@ -59,13 +62,20 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        return value[: MOST_KEPT + 1].decode("utf-8", "replace")
+        return value.decode("utf-8", "replace")
     if isinstance(value, Iterable) and not isinstance(value, list | dict | tuple):
-        return repr(value)
+        return _shown(value)
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
+        return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    try:
         return repr(value)
+    except Exception:  # somebody's own __repr__
+        return f"<{type(value).__name__}>"
 
 
 def _clean(text: str) -> str:

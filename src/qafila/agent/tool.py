@@ -121,7 +121,7 @@ def tool(
             checked = model.model_validate(dict(arguments))
         except ValidationError as error:
             raise ArgumentsError(_first(error)) from None
-        return {parameter: getattr(checked, parameter) for parameter in model.model_fields}
+        return {str(field.alias): getattr(checked, inner) for inner, field in model.model_fields.items()}
 
     def run(arguments: dict[str, Any], surroundings: Surroundings) -> Any:
         return function(**arguments, **({place: surroundings} if place else {}))
@@ -133,12 +133,17 @@ def tool(
 
 def _arguments(function: Callable[..., Any], called: str) -> tuple[type[BaseModel], str | None]:
     """A model of the parameters, and the name of the one that takes the surroundings."""
-    hints = get_type_hints(function, include_extras=True)
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, SyntaxError) as error:
+        raise UsageError(f"tool {called}: a type cannot be understood: {error}") from None
     fields: dict[str, Any] = {}
     place: str | None = None
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise UsageError(f"tool {called}: *{parameter.name} cannot be described to a model; name each parameter")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise UsageError(f"tool {called}: parameter {parameter.name} must be one that can be given by name")
         hint = hints.get(parameter.name)
         if hint is None:
             raise UsageError(f"tool {called}: parameter {parameter.name} needs a type")
@@ -146,7 +151,9 @@ def _arguments(function: Callable[..., Any], called: str) -> tuple[type[BaseMode
             place = parameter.name
             continue
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (hint, Field(default, description=_description(hint)))
+        # Under names of our own: a parameter may be called as something of pydantic's is.
+        described = Field(default, alias=parameter.name, description=_description(hint))
+        fields[f"p{len(fields)}"] = (hint, described)
     try:
         model = create_model(called, __config__=ConfigDict(extra="forbid"), **fields)
         model.model_json_schema()
