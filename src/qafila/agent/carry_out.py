@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from qafila.agent.edits import apply, states
+from qafila.agent.edits import Edit, State, apply, states, sweep
 from qafila.agent.events import Intended
 from qafila.agent.observation import Observation, observation
 from qafila.agent.tool import ArgumentsError, Draft, Surroundings, Tool, ToolError
@@ -29,38 +31,49 @@ async def outcome(tool: Tool, arguments: dict[str, Any], surroundings: Surroundi
     A plain function runs in a thread of its own. One that takes too long is left behind there: what it returns later
     is dropped, and as drafts do nothing, nothing comes of it.
     """
+    limit = asyncio.timeout(tool.seconds)
     try:
-        async with asyncio.timeout(tool.seconds):
+        async with limit:
             value = await _value(tool, arguments, surroundings)
-    except TimeoutError:
-        return observation(f"{tool.name} took longer than {tool.seconds:g} seconds and was stopped", "timeout")
     except StorageError:
         raise  # the disk is full or the database away: the run pauses, and the call is made again later
-    except (ToolError, QafilaError) as error:
-        return observation(str(error), "error")
     except Exception as error:
-        return observation(f"{type(error).__name__}: {error}", "error")
+        if limit.expired():
+            return observation(f"{tool.name} took longer than {tool.seconds:g} seconds and was stopped", "timeout")
+        return observation(_said(error), "error")
     return value if isinstance(value, Draft) else observation(value)
 
 
+def _said(error: Exception) -> str:
+    """What the model is told of an error: words meant for it as they are, others with their sort."""
+    name = type(error).__name__
+    try:
+        return str(error) if isinstance(error, ToolError | QafilaError) else f"{name}: {error}"
+    except Exception:  # somebody's own __str__
+        return name
+
+
 async def _value(tool: Tool, arguments: dict[str, Any], surroundings: Surroundings) -> Any:
-    if inspect.iscoroutinefunction(getattr(tool.run, "__wrapped__", tool.run)):
-        return await tool.run(arguments, surroundings)
+    if inspect.iscoroutinefunction(tool.run):
+        return await _awaited(tool.run(arguments, surroundings))
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
-    def tell(value: Any, error: BaseException | None) -> None:
+    def tell(value: Any, error: Exception | None) -> None:
         if not future.done():
             future.set_result(value) if error is None else future.set_exception(error)
 
     def work() -> None:
-        value, failed = None, None
+        value: Any = None
+        failed: Exception | None = None
         try:
             value = tool.run(arguments, surroundings)
+        except StopIteration:  # no future can hold it
+            failed = RuntimeError("the tool raised StopIteration")
         except Exception as error:
             failed = error
         except BaseException as error:
-            failed = RuntimeError(f"the tool tried to end the program ({type(error).__name__})")
+            failed = _tried_to_end(error)
         try:
             loop.call_soon_threadsafe(tell, value, failed)
         except RuntimeError:
@@ -69,16 +82,42 @@ async def _value(tool: Tool, arguments: dict[str, Any], surroundings: Surroundin
     # Not an executor's thread: those are waited for when the program ends, and this one may hang.
     threading.Thread(target=work, name=f"qafila-tool-{tool.name}", daemon=True).start()
     value = await future
-    return await value if inspect.isawaitable(value) else value
+    return await _awaited(value) if inspect.isawaitable(value) else value
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    try:
+        return await value
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _tried_to_end(error) from None
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # not the tool's own: its time is up, or the run is cancelled
+        raise _tried_to_end(error) from None
+
+
+def _tried_to_end(error: BaseException) -> RuntimeError:
+    return RuntimeError(f"the tool tried to end the program ({type(error).__name__})")
 
 
 def do_edits(intent: Intended, surroundings: Surroundings) -> Observation:
     """Do what was written down, once; after a crash, what is left of it."""
+    workspace = surroundings.workspace
+    undone: list[Edit] = []
     try:
-        apply(surroundings.workspace, intent.edits)
+        undone = _in_state("before", workspace, intent.edits)
+        apply(workspace, intent.edits)
     except QafilaError as error:
+        # All or nothing, as far as the disk lets us: the model is told that it was not done.
+        with contextlib.suppress(QafilaError):
+            apply(workspace, [edit.reversed() for edit in reversed(_in_state("after", workspace, undone))])
         return observation(str(error), "error")
     return observation(intent.told or "done")
+
+
+def _in_state(wanted: State, workspace: Path, edits: Sequence[Edit]) -> list[Edit]:
+    return [edit for edit, state in zip(edits, states(workspace, edits), strict=True) if state == wanted]
 
 
 def after_crash(intent: Intended, surroundings: Surroundings) -> Observation | None:
@@ -88,6 +127,7 @@ def after_crash(intent: Intended, surroundings: Surroundings) -> Observation | N
             f"{intent.name} was interrupted, and nobody knows whether it was done; it is not done again by itself",
             "unknown",
         )
+    sweep(surroundings.workspace, intent.edits)
     if "other" in states(surroundings.workspace, intent.edits):
         return observation("interrupted, and the files were changed by somebody else meanwhile", "unknown")
     return None
