@@ -60,11 +60,12 @@ def default_url(name: str) -> str:
     return sa.URL.create("sqlite", database=str(home() / f"{name}.sqlite3")).render_as_string()
 
 
-def open_database(url: str) -> sa.Engine:
+def open_database(url: str, *, durable: bool = False) -> sa.Engine:
     """An engine for a database, which a SQLite file becomes if it is not there (readable by its owner alone).
 
     Args:
         url: as SQLAlchemy writes it: ``sqlite:////path``, ``postgresql+psycopg://user:password@host/name``.
+        durable: what is written survives a loss of power as well, for which SQLite waits for the disk each time.
 
     Raises:
         UsageError: no URL, or one of a database that cannot be used. StorageError: it cannot be opened.
@@ -84,6 +85,8 @@ def open_database(url: str) -> sa.Engine:
             _own_file(Path(parsed.database))
             engine = sa.create_engine(parsed)
             sa.event.listen(engine, "connect", _set_up_sqlite)
+            if durable:
+                sa.event.listen(engine, "connect", _wait_for_the_disk)
             sa.event.listen(engine, "begin", _begin_sqlite)
         else:
             engine = sa.create_engine(parsed, pool_pre_ping=True)
@@ -170,6 +173,10 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says so
     for pragma in (f"busy_timeout={_BUSY_MS}", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _wait_for_the_disk(connection: Any, _: object) -> None:
+    connection.execute("PRAGMA synchronous=FULL")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
@@ -94,7 +95,7 @@ class Journal:
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._engine = open_database(url)
+        self._engine = open_database(url, durable=True)
         self._clock = clock
         prepare(self._engine, SCHEMA)
 
@@ -102,32 +103,46 @@ class Journal:
         """Let go of the database."""
         self._engine.dispose()
 
-    def begin(self, began: Began, *, parent: str | None = None, forked_at: int | None = None) -> str:
-        """Write down a new run and its first event; gives its id."""
-        run = secrets.token_hex(6)
+    def begin(self, began: Began) -> str:
+        """Write down a new run and its first event; gives its id.
+
+        Raises:
+            AgentError: the event holds what is no text. StorageError: the database fails.
+        """
         with writing(self._engine) as connection:
-            row = {"id": run, "created": self._clock(), "goal": began.goal, "status": "running"}
-            connection.execute(_RUNS.insert().values(**row, parent=parent, forked_at=forked_at))
-            self._insert(connection, run, 0, began)
+            return self._begin(connection, began, None, None)
+
+    def _begin(self, connection: sa.Connection, began: Began, parent: str | None, forked_at: int | None) -> str:
+        run = secrets.token_hex(6)
+        body = _body(began)
+        row = {"id": run, "created": self._clock(), "goal": began.goal, "status": "running"}
+        connection.execute(_RUNS.insert().values(**row, parent=parent, forked_at=forked_at))
+        self._insert(connection, run, 0, body)
         return run
 
-    def add(self, run: str, number: int, event: Event) -> None:
+    def add(self, run: str, number: int, event: Event, *, wish: int | None = None) -> None:
         """Write down the next event; once this returns, it stays.
 
         Args:
             run: its id. number: how many events there are: another one's place is never taken.
+            wish: the number of one that this event grants; it leaves the inbox in the same moment.
 
         Raises:
-            StorageError: somebody else wrote one there, or the database fails: nothing is written.
+            AgentError: the event holds what is no text. StorageError: somebody else wrote one there, or the database
+                fails: nothing is written.
         """
         with writing(self._engine) as connection:
-            self._insert(connection, run, number, event)
-            if isinstance(event, Ended | Resumed):
-                status = event.reason if isinstance(event, Ended) else "running"
-                connection.execute(_RUNS.update().where(_RUNS.c.id == run).values(status=status))
+            self._add(connection, run, number, event)
+            if wish is not None:
+                connection.execute(_INBOX.delete().where(_INBOX.c.id == wish))
 
-    def _insert(self, connection: sa.Connection, run: str, number: int, event: Event) -> None:
-        body = event.model_dump_json()
+    def _add(self, connection: sa.Connection, run: str, number: int, event: Event) -> None:
+        self._insert(connection, run, number, _body(event))
+        if isinstance(event, Ended | Resumed):
+            status = event.reason if isinstance(event, Ended) else "running"
+            connection.execute(_RUNS.update().where(_RUNS.c.id == run).values(status=status))
+
+    def _insert(self, connection: sa.Connection, run: str, number: int, body: str) -> None:
         connection.execute(_EVENTS.insert().values(run=run, number=number, at=self._clock(), body=body))
 
     def events(self, run: str) -> list[Recorded]:
@@ -140,7 +155,7 @@ class Journal:
             query = sa.select(_EVENTS).where(_EVENTS.c.run == run).order_by(_EVENTS.c.number)
             rows = connection.execute(query).all()
         if not rows:
-            raise AgentError(f"there is no run {run!r:.40}; `qafila agent runs` lists them")
+            raise _unknown(run)
         try:
             return [Recorded(row.number, row.at, EVENT.validate_json(row.body)) for row in rows]
         except ValidationError as error:
@@ -187,13 +202,20 @@ class Journal:
             raise AgentError(f"run {run} has events 0 to {len(recorded) - 1}, not {after}")
         first = recorded[0].event
         assert isinstance(first, Began)
-        new = self.begin(first, parent=run, forked_at=after)
-        for one in recorded[1 : after + 1]:
-            self.add(new, one.number, instead if instead is not None and one.number == after else one.event)
+        with writing(self._engine) as connection:
+            new = self._begin(connection, first, run, after)
+            for one in recorded[1 : after + 1]:
+                event = instead if instead is not None and one.number == after else one.event
+                self._add(connection, new, one.number, event)
         return new
 
     def ask(self, run: str, wish: Wish, text: str = "") -> None:
-        """Leave something for whoever works on a run."""
+        """Leave something for whoever works on a run.
+
+        Raises:
+            AgentError: ``text`` is none. StorageError: no such run, or the database fails.
+        """
+        _check_text(text)
         with writing(self._engine) as connection:
             connection.execute(_INBOX.insert().values(run=run, kind=wish, text=text))
 
@@ -213,8 +235,11 @@ class Journal:
         """Work on a run while no other process does.
 
         Raises:
-            AgentError: another process works on it.
+            AgentError: no such run, or another process works on it. StorageError: its lock cannot be made.
         """
+        with reading(self._engine) as connection:
+            if connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is None:
+                raise _unknown(run)
         busy = AgentError(f"run {run} is being worked on by another process; wait for it, or stop it first")
         if self._engine.dialect.name == "postgresql":
             number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big", signed=True)
@@ -243,3 +268,21 @@ class Journal:
             yield
         finally:
             os.close(descriptor)
+
+
+def _unknown(run: str) -> AgentError:
+    return AgentError(f"there is no run {run!r:.40}; `qafila agent runs` lists them")
+
+
+def _body(event: Event) -> str:
+    try:
+        return event.model_dump_json()
+    except (PydanticSerializationError, UnicodeEncodeError):
+        raise AgentError(f"{event.kind}: holds letters that are no text (half a surrogate pair)") from None
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AgentError("the text holds letters that are no text (half a surrogate pair)") from None
