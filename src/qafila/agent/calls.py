@@ -1,8 +1,9 @@
-"""Carrying out the calls of an answer: harmless ones side by side; the rest in order, allowed and noted first."""
+"""Carrying out the calls of an answer in order: harmless neighbours side by side, the rest allowed and noted first."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
@@ -47,14 +48,14 @@ class Calls:
     async def carry_out(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
         """The events of all calls that have come to nothing yet; `Ended` is the last where one has to wait."""
         left = [one for one in pending if one.observed is None]
-        harmless = [
-            (one, tool) for one in left if (tool := self._tool(one)) is not None and self._harmless_now(one, tool)
-        ]
-        for observed in await asyncio.gather(*(self._harmless(one, tool) for one, tool in harmless)):
-            yield observed
-        for one in left:
-            if one.observed is None:
-                async for event in self._effectful(one):
+        while left:
+            # Only neighbours: what is read after a write is what was written.
+            together = list(itertools.takewhile(self._harmless_now, left))
+            for observed in await asyncio.gather(*map(self._harmless, together)):
+                yield observed
+            left = left[len(together) :]
+            if left:
+                async for event in self._effectful(left.pop(0)):
                     yield event
                     if isinstance(event, Ended):
                         return
@@ -62,12 +63,16 @@ class Calls:
     def _tool(self, pending: Pending) -> Tool | None:
         return self._toolbox.by_name.get(pending.call.name)
 
-    @staticmethod
-    def _harmless_now(pending: Pending, tool: Tool) -> bool:
-        return tool.effect in HARMLESS and not pending.unsure
+    def _harmless_now(self, pending: Pending) -> bool:
+        """Whether a call needs nobody's word and no record before it happens."""
+        tool = self._tool(pending)
+        if tool is None or tool.effect not in HARMLESS or pending.unsure:
+            return False
+        return self._rules.verdict(tool.effect)[0] != "ask"
 
-    async def _harmless(self, pending: Pending, tool: Tool) -> Observed:
+    async def _harmless(self, pending: Pending) -> Observed:
         started = time.monotonic()
+        tool = self._toolbox.by_name[pending.call.name]
         verdict, why = self._rules.verdict(tool.effect)
         if verdict != "allow":
             return _observed(pending, observation(why, "refused"), started)
@@ -99,12 +104,15 @@ class Calls:
                 yield _observed(pending, known, started)
                 return
         else:
+            verdict, why = self._rules.verdict(tool.effect)
+            if verdict == "deny":
+                yield _observed(pending, observation(why, "refused"), started)
+                return
             made = pending.asked.intent if pending.asked else await self._intent(tool, pending, arguments, surroundings)
             if isinstance(made, Observation):
                 yield _observed(pending, made, started)
                 return
             intent = made
-            verdict, why = self._rules.verdict(tool.effect)
             if verdict == "allow" and pending.unsure:
                 verdict, why = "ask", f"the model is not sure that {tool.name} is the right tool"
             if verdict == "ask":
@@ -112,11 +120,10 @@ class Calls:
                     yield event
                 if pending.decided is None:
                     return
-                verdict = "allow" if pending.decided.allowed else "deny"
-                why = pending.decided.reason or "the user said no"
-            if verdict == "deny":
-                yield _observed(pending, observation(why, "refused"), started)
-                return
+                if not pending.decided.allowed:
+                    why = pending.decided.reason or "the user said no"
+                    yield _observed(pending, observation(why, "refused"), started)
+                    return
             yield intent
         if tool.effect == "write":
             yield _observed(pending, do_edits(intent, surroundings), started)
