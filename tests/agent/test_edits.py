@@ -68,7 +68,11 @@ def test_a_file_is_created_replaced_and_deleted(tmp_path: Path) -> None:
 def test_folders_on_the_way_are_edits_too_and_go_again(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     edits = file_edit(tmp_path, "a/b/c/d.txt", b"x")
-    assert [(edit.path, edit.what) for edit in edits] == [("a/b", "folder"), ("a/b/c", "folder"), ("a/b/c/d.txt", "file")]
+    assert [(edit.path, edit.what) for edit in edits] == [
+        ("a/b", "folder"),
+        ("a/b/c", "folder"),
+        ("a/b/c/d.txt", "file"),
+    ]
     apply(tmp_path, edits)
     assert (tmp_path / "a/b/c/d.txt").read_bytes() == b"x"
     apply(tmp_path, back(edits))
@@ -223,7 +227,9 @@ def test_what_was_changed_or_deleted_comes_back_with_its_permissions(tmp_path: P
     edits = edits_of(
         tmp_path,
         [
-            Change("changed.sh", "changed", "file", 3, 3, content=b"new", mode=0o600, base=mark(tmp_path / "changed.sh")),
+            Change(
+                "changed.sh", "changed", "file", 3, 3, content=b"new", mode=0o600, base=mark(tmp_path / "changed.sh")
+            ),
             Change("deleted.sh", "deleted", "file", 3, None, base=mark(tmp_path / "deleted.sh")),
         ],
     )

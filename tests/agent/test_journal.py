@@ -302,7 +302,8 @@ def test_locks_that_cannot_be_made_are_a_clear_error(journal: Journal, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "body", ["", "{}", '{"kind":"steered"}', '{"kind":"later","text":"x"}', '{"kind":"steered","text":"x","y":1}', "\x00"]
+    "body",
+    ["", "{}", '{"kind":"steered"}', '{"kind":"later","text":"x"}', '{"kind":"steered","text":"x","y":1}', "\x00"],
 )
 def test_an_event_that_cannot_be_read_is_a_clear_error(journal: Journal, tmp_path: Path, body: str) -> None:
     run = journal.begin(began())

@@ -100,7 +100,10 @@ JSON = st.recursive(
 )
 
 
-@given(st.one_of(JSON, st.binary(max_size=3000), st.text(st.characters(categories=None), max_size=3000)), st.integers(30, 100))
+@given(
+    st.one_of(JSON, st.binary(max_size=3000), st.text(st.characters(categories=None), max_size=3000)),
+    st.integers(30, 100),
+)
 def test_any_value_is_an_observation_that_can_be_written_down(value: Any, most: int) -> None:
     found = observation(value, most=most)
     assert Observation.model_validate_json(found.model_dump_json()) == found

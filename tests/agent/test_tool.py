@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from qafila.agent.sandbox.sandbox import find_sandbox
-from qafila.agent.tool import ArgumentsError, Surroundings, Tool, Toolbox, tool
+from qafila.agent.tool import EFFECTS, ArgumentsError, Options, Surroundings, Tool, Toolbox, tool
 from qafila.errors import UsageError
 
 
@@ -96,7 +96,7 @@ def test_parameters_may_have_any_name(tmp_path: Path) -> None:
     assert made.schema.parameters["required"] == ["json", "schema", "copy"]
     arguments = made.check({"json": "a", "schema": 1, "copy": True, "_quiet": True})
     assert made.run(arguments, surroundings(tmp_path)) == "a 1 True m True"
-    with pytest.raises(ArgumentsError, match="^schema: "):
+    with pytest.raises(ArgumentsError, match=r"^schema: "):
         made.check({"json": "a", "schema": "x", "copy": True})
 
 
@@ -172,3 +172,40 @@ def test_two_tools_of_one_name_are_refused() -> None:
     box = Toolbox((one, tool(convert, effect="read", name="other")))
     assert list(box.by_name) == ["convert", "other"]
     assert [schema.name for schema in box.schemas] == ["convert", "other"]
+
+
+# What can be called now.
+
+
+def test_what_exists_now_narrows_what_can_be_written(tmp_path: Path) -> None:
+    seen = []
+
+    def live(place: Surroundings, made: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]] | None:
+        seen.append((place.key, list(made)))
+        return {"to": {"enum": ["m"]}, "unknown": {"enum": ["x"]}} if len(made) < 2 else None
+
+    box = Toolbox((tool(convert, effect="pure", live=live), tool(convert, effect="pure", name="free")))
+    call = ("convert", {"to": "m"})
+    options = box.options(surroundings(tmp_path), [call, ("free", {"to": "ft"})])
+    assert seen == [("key", [{"to": "m"}])]
+    assert options.barred == ()
+    narrowed = options.narrowed(box.schemas)
+    assert list(narrowed) == ["convert"]
+    told, must = box.schemas[0].parameters, narrowed["convert"].parameters
+    assert must["properties"] == {**told["properties"], "to": {"enum": ["m"]}}
+    assert {key: value for key, value in must.items() if key != "properties"} == {
+        key: value for key, value in told.items() if key != "properties"
+    }
+    assert box.options(surroundings(tmp_path), [call, call]).barred == ("convert",)
+    assert Options.model_validate_json(options.model_dump_json()) == options
+
+
+def test_what_takes_nothing_and_changes_nothing_is_not_asked_twice(tmp_path: Path) -> None:
+    def look() -> str:
+        """Look."""
+        return ""
+
+    box = Toolbox(tuple(tool(look, effect=effect, name=effect) for effect in EFFECTS))
+    made = [(effect, {}) for effect in EFFECTS]
+    assert box.options(surroundings(tmp_path), []).barred == ()
+    assert box.options(surroundings(tmp_path), made).barred == ("pure", "read")

@@ -30,9 +30,7 @@ class Place:
         self.workspace = folder / "workspace"
         self.workspace.mkdir()
 
-    def agent(
-        self, script: Sequence[Answer] | ScriptedAgent, tools: Sequence[Tool] = FILES, **options: Any
-    ) -> Agent:
+    def agent(self, script: Sequence[Answer] | ScriptedAgent, tools: Sequence[Tool] = FILES, **options: Any) -> Agent:
         """An agent that follows a script; it may change files unless rules say otherwise."""
         client = script if isinstance(script, ScriptedAgent) else ScriptedAgent(script)
         options = {"rules": YES, **options}

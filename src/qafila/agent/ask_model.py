@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from qafila.agent.choose import Chooser, candidates
 from qafila.agent.events import Answered, Candidate, Choosing, Decision, Spent
+from qafila.agent.observation import whole_letters
 from qafila.agent.state import State
 from qafila.agent.tool import Options
 from qafila.chat.client import (
@@ -141,5 +143,14 @@ class _Answer:
 
 def _own_ids(message: Message, step: int) -> Message:
     """The message with call ids that are the same in every attempt, and unique in the run."""
-    calls = tuple(ToolCall(f"{step}.{i}", call.name, call.arguments) for i, call in enumerate(message.tool_calls))
-    return Message("assistant", message.content, tool_calls=calls, ids=message.ids)
+    calls = tuple(
+        ToolCall(f"{step}.{i}", whole_letters(call.name), _letters(call.arguments))
+        for i, call in enumerate(message.tool_calls)
+    )
+    return Message("assistant", whole_letters(message.text), tool_calls=calls, ids=message.ids)
+
+
+def _letters(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    written = json.dumps(dict(arguments), ensure_ascii=False)
+    clean = whole_letters(written)
+    return arguments if clean == written else dict(json.loads(clean))

@@ -227,7 +227,7 @@ def sweep(workspace: Path, edits: Iterable[Edit]) -> None:
     with opened_root(workspace) as root:
         for folder in sorted({posixpath.dirname(edit.path) for edit in edits}):
             with contextlib.suppress(SandboxError), parent(root, posixpath.join(folder, "any")) as (here, _):
-                for name in filter(LEFTOVER.fullmatch, os.listdir(here)):
+                for name in filter(LEFTOVER.fullmatch, os.listdir(here)):  # noqa: PTH208 - a descriptor
                     with contextlib.suppress(OSError):
                         os.unlink(name, dir_fd=here)
 

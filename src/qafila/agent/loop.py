@@ -158,10 +158,10 @@ class _Worker:
         if told != state.began.tools:
             raise AgentError(f"run {run} has other tools, or other versions of them; give it the same ones")
 
-    def write(self, event: Event) -> Recorded:
-        """Write down what happens, and only then let it count."""
+    def write(self, event: Event, wish: int | None = None) -> Recorded:
+        """Write down what happens, or which wish it grants, and only then let it count."""
         number = self.state.events
-        self._agent.journal.add(self._run, number, event)
+        self._agent.journal.add(self._run, number, event, wish=wish)
         self.state.add(event)
         return Recorded(number, time.time(), event)
 
@@ -170,6 +170,9 @@ class _Worker:
         events: list[Event] = []
         if self.state.ended is not None:
             events.append(Resumed(budget=self._fresh_budget()))
+            for number, kind, _ in self._agent.journal.wishes(self._run):
+                if kind == "cancel":  # it meant the work that has ended
+                    self._agent.journal.granted(number)
         for call, decided in decisions.items():
             pending = self.state.of_call(call)
             if pending.asked is None or pending.decided is not None:
@@ -180,8 +183,10 @@ class _Worker:
         return events
 
     def _fresh_budget(self) -> Budget:
-        """As much again as the run was given at first, counted from what it has used."""
+        """As much again as the run was given at first, counted from what it has used; a person's word adds none."""
         given, state = self.state.began.budget, self.state
+        if state.ended is not None and state.ended.reason == "waiting":
+            return state.budget
         tokens = state.spent.read - state.spent.cached + state.spent.generated
         return Budget(
             steps=None if given.steps is None else state.steps + given.steps,
@@ -193,8 +198,8 @@ class _Worker:
     async def turns(self) -> AsyncIterator[Recorded]:
         """Until the run ends, one event after another."""
         while self.state.ended is None:
-            for event in self._wishes():
-                yield self.write(event)
+            for wished, number in self._wishes():
+                yield self.write(wished, number)
             if self.state.ended is not None:
                 return
             ending = self._ending()
@@ -204,19 +209,18 @@ class _Worker:
                 async for event in self._calls.carry_out(self.state.pending):
                     yield self.write(event)
             else:
-                yield self.write(await self._answer())
+                answer = await self._answer()
+                if answer is not None:
+                    yield self.write(answer)
 
-    def _wishes(self) -> list[Event]:
-        """What other processes and threads left in the inbox."""
-        events: list[Event] = []
+    def _wishes(self) -> list[tuple[Event, int]]:
+        """What other processes and threads left in the inbox, and its number there."""
+        events: list[tuple[Event, int]] = []
         for number, kind, text in self._agent.journal.wishes(self._run):
             if kind == "cancel":
-                events.append(self._end("cancelled", detail=text))
-            else:
-                events.append(Steered(text=text))
-            self._agent.journal.granted(number)
-            if kind == "cancel":
+                events.append((self._end("cancelled", detail=text), number))
                 break
+            events.append((Steered(text=text), number))
         return events
 
     def _ending(self) -> Ended | None:
@@ -254,8 +258,8 @@ class _Worker:
         key = hashlib.sha256(f"{self._run}/{call}".encode()).hexdigest()[:32]
         return Surroundings(self._agent.workspace, self._agent._sandbox, key)
 
-    async def _answer(self) -> Event:
-        """The model's next answer; or why there is none."""
+    async def _answer(self) -> Event | None:
+        """The model's next answer, or why there is none; None where it is wished that the run stops."""
         agent = self._agent
         tools = agent.toolbox
         step = Step(tools.schemas, tools.options(self._surroundings(""), self.state.made), self._chooser)
@@ -266,7 +270,7 @@ class _Worker:
                     asking.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
                         await asking
-                    return self._end("cancelled")
+                    return None
             return await asking
         except UnsureError as error:
             return self._end("handed over", detail=str(error))

@@ -14,6 +14,7 @@ MOST_SHOWN = 2000
 MOST_KEPT = 1 << 20
 # What neither a terminal nor a model should get from a tool: controls but tab and line feed, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_HALVES = re.compile("[\ud800-\udfff]")
 
 Status = Literal["ok", "error", "timeout", "refused", "unknown"]
 
@@ -76,6 +77,11 @@ def _shown(value: Any) -> str:
         return repr(value)
     except Exception:  # somebody's own __repr__
         return f"<{type(value).__name__}>"
+
+
+def whole_letters(text: str) -> str:
+    """Text without halves of surrogate pairs, which JSON can bring along and nothing can write down."""
+    return _HALVES.sub("\ufffd", text)
 
 
 def _clean(text: str) -> str:

@@ -57,7 +57,8 @@ class State:
         events: how many there are. messages: what the model has been told and said, complete turns only.
         pending: calls of the last answer, until all of them have come to something; in their order.
         steps: answers of the model. spent: what they took, summed up. seconds: of work before the last stop.
-        cut: the last answer reached its limit of tokens. circles: how often each call, with its result, has come up.
+        cut: the last answer reached its limit of tokens. circles: how often each call, with its result, has come up
+            since the user said something or had it go on.
         made: calls that came to something since anything last changed. done: what changed files, by call.
         ended: why work stopped, if it has.
     """
@@ -111,12 +112,16 @@ class State:
                 self._observed(event)
             case Steered():
                 self.waiting.append(event.text)
+                self.circles.clear()
                 self._settle()
             case Undone():
                 taken = self.done.pop(event.call, None)
                 self.waiting.append(f"(The user took back what {taken.name if taken else event.call} had changed.)")
                 self._settle()
             case Resumed():
+                # With a person's word it is the same work that goes on.
+                if self.ended is not None and self.ended.reason != "waiting":
+                    self.circles.clear()
                 self.ended, self.budget = None, event.budget
             case Ended():
                 self.ended = event
@@ -169,6 +174,8 @@ class State:
     def _observed(self, event: Observed) -> None:
         pending = self.of_call(event.call)
         pending.observed = event
+        if event.observation.status == "error":
+            self.done.pop(event.call, None)  # edits that fail are taken back at once
         if pending.intent is not None:
             self.made.clear()
         elif event.observation.status == "ok":

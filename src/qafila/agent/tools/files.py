@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qafila.agent.edits import file_edit, inside
-from qafila.agent.observation import MOST_SHOWN
+from qafila.agent.observation import MOST_SHOWN, whole_letters
 from qafila.agent.sandbox.entries import look, opened_root
 from qafila.agent.tool import Draft, Surroundings, Tool, ToolError, tool
 
@@ -25,11 +25,21 @@ def files_in(place: Surroundings) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
         for name in sorted(names):
             path = os.path.relpath(os.path.join(folder, name), place.workspace)  # noqa: PTH118 - from os.walk
-            if stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode):  # noqa: PTH118
+            # A name that is no text cannot be written by a model.
+            if path == whole_letters(path) and _size(place, path) is not None:
                 yield path.replace(os.sep, "/")
                 count += 1
                 if count >= MOST_FILES:
                     return
+
+
+def _size(place: Surroundings, path: str) -> int | None:
+    """Bytes of a regular file; None where there is none (any more)."""
+    try:
+        status = os.lstat(place.workspace / path)
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _text(place: Surroundings, path: str) -> tuple[str, str]:
@@ -135,7 +145,7 @@ def _unread(place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[s
     if len(found) > MOST_LIVE:
         return {}
     read = {inside(str(arguments.get("path", ""))) for arguments in made}
-    left = [path for path in found if path not in read or (place.workspace / path).stat().st_size > MOST_SHOWN // 2]
+    left = [path for path in found if path not in read or (_size(place, path) or 0) > MOST_SHOWN // 2]
     return {"path": {"type": "string", "enum": left}} if left else None
 
 
