@@ -21,7 +21,8 @@ class Verdict:
     """What was found.
 
     Attributes:
-        events: leaves. runs: how many they are of. erased: events whose content is gone, with proof that they were there.
+        events: leaves. runs: how many they are of. erased: events whose content is gone, while the log still proves
+            that they were there.
         signed: leaves that a good checkpoint covers. problems: what is wrong; none where the log is as it was written.
         key: that was verified with.
     """
@@ -83,7 +84,7 @@ def verify(lines: Iterable[str], *, key: str | None = None, kept: Sequence[str] 
 
 def _against(checkpoint: Checkpoint, hashes: Sequence[bytes]) -> str | None:
     if checkpoint.size > len(hashes):
-        return f"a checkpoint was signed over {checkpoint.size} events, and the log has {len(hashes)}: its end is missing"
+        return f"a checkpoint covers {checkpoint.size} events, and the log has {len(hashes)}: its end is missing"
     if root(hashes[: checkpoint.size]) != checkpoint.root:
         return f"the first {checkpoint.size} events are not the ones that were signed"
     return None

@@ -1,7 +1,7 @@
 """The audit log: a leaf for every event that was ever written down, in order, and signed checkpoints over all of them.
 
-A leaf holds a commitment to the event, not the event: a hash of it with a secret salt. Erasing a run removes its events and
-their salts; the leaves stay, so that the log still verifies, and nothing of the run can be guessed from them.
+A leaf holds a commitment to the event, not the event: a hash of it with a secret salt. Erasing a run removes its events
+and their salts; the leaves stay, so that the log still verifies, and nothing of the run can be guessed from them.
 """
 
 from __future__ import annotations

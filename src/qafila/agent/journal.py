@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
+from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
 from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 from qafila.errors import AgentError, StorageError
@@ -51,7 +52,7 @@ _INBOX = sa.Table(
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("text", sa.Text, nullable=False),
 )
-SCHEMA = Schema("agent", (_RUNS, _EVENTS, _INBOX))
+SCHEMA = Schema("agent", (_RUNS, _EVENTS, _INBOX, LOG, CHECKPOINTS))
 
 Wish = Literal["steer", "cancel"]
 _LOCK = 0x51414745  # PostgreSQL's advisory locks: this, and a number made of the run's id
@@ -144,6 +145,7 @@ class Journal:
 
     def _insert(self, connection: sa.Connection, run: str, number: int, body: str) -> None:
         connection.execute(_EVENTS.insert().values(run=run, number=number, at=self._clock(), body=body))
+        append(connection, run, number, body)
 
     def events(self, run: str) -> list[Recorded]:
         """All events of a run, in order.
@@ -229,6 +231,26 @@ class Journal:
         """Take a wish out of the inbox."""
         with writing(self._engine) as connection:
             connection.execute(_INBOX.delete().where(_INBOX.c.id == number))
+
+    @property
+    def audit(self) -> AuditLog:
+        """The log of everything that was ever written down here."""
+        return AuditLog(self._engine, _EVENTS)
+
+    def erase(self, run: str) -> int:
+        """Erase a run: its goal, its events and all they hold; gives how many there were.
+
+        The audit log still proves that there were so many, and that no other was touched.
+
+        Raises:
+            AgentError: no such run, or it is being worked on.
+        """
+        with self.hold(run), writing(self._engine) as connection:
+            erased = self.audit.forget(connection, run)
+            for table in (_INBOX, _EVENTS):
+                connection.execute(table.delete().where(table.c.run == run))
+            connection.execute(_RUNS.delete().where(_RUNS.c.id == run))
+        return erased
 
     @contextlib.contextmanager
     def hold(self, run: str) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Signed checkpoints of the audit log: notes with Ed25519 signatures, in the form that transparency logs use.
 
-The form is C2SP's signed-note (https://c2sp.org/signed-note) around its tlog-checkpoint: lines of text, an empty line, and
-lines ``— NAME BASE64`` with four bytes that stand for the key, and the signature.
+The form is C2SP's signed-note (https://c2sp.org/signed-note) around its tlog-checkpoint: lines of text, an empty line,
+and lines ``— NAME BASE64`` with four bytes that stand for the key, and the signature.
 """
 
 from __future__ import annotations

@@ -282,6 +282,7 @@ def _work(
 ) -> None:
     from qafila.agent.show import as_json as in_json
     from qafila.agent.show import summary
+    from qafila.agent.signing import Signer
     from qafila.agent.state import State
 
     journal = agent.journal
@@ -290,6 +291,7 @@ def _work(
     finally:
         if sys.stdout.isatty():
             print()
+    journal.audit.checkpoint(Signer())
     recorded = journal.events(run)
     state = State.of(recorded)
     if as_json:
