@@ -280,6 +280,9 @@ def test_one_process_works_on_a_run_until_it_ends_or_is_killed(journal: Journal,
         pass
     with holder(url, run) as process:
         process.communicate(timeout=10)
+    assert not journal.worked_on(run)
+    with journal.hold(run):
+        assert journal.worked_on(run)
     with journal.hold(run), pytest.raises(AgentError), journal.hold(run):
         raise AssertionError("held twice in one process")
     with journal.hold(run):

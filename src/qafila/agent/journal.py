@@ -252,6 +252,24 @@ class Journal:
             connection.execute(_RUNS.delete().where(_RUNS.c.id == run))
         return erased
 
+    def _check_there(self, run: str) -> None:
+        with reading(self._engine) as connection:
+            if connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is None:
+                raise _unknown(run)
+
+    def worked_on(self, run: str) -> bool:
+        """Whether a process works on a run just now.
+
+        Raises:
+            AgentError: no such run.
+        """
+        self._check_there(run)
+        try:
+            with self.hold(run):
+                return False
+        except AgentError:
+            return True
+
     @contextlib.contextmanager
     def hold(self, run: str) -> Iterator[None]:
         """Work on a run while no other process does.
@@ -259,9 +277,7 @@ class Journal:
         Raises:
             AgentError: no such run, or another process works on it. StorageError: its lock cannot be made.
         """
-        with reading(self._engine) as connection:
-            if connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is None:
-                raise _unknown(run)
+        self._check_there(run)
         busy = AgentError(f"run {run} is being worked on by another process; wait for it, or stop it first")
         if self._engine.dialect.name == "postgresql":
             number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big", signed=True)

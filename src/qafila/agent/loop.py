@@ -34,6 +34,7 @@ from qafila.agent.events import (
     Thresholds,
 )
 from qafila.agent.journal import Journal, Recorded
+from qafila.agent.observation import whole_letters
 from qafila.agent.rules import Rules
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
 from qafila.agent.scaffold import system_prompt
@@ -67,6 +68,14 @@ class Settings:
     instructions: str = ""
 
 
+def check_goal(goal: str) -> None:
+    """Raise AgentError for a goal that says nothing, or is no text."""
+    if not goal.strip():
+        raise AgentError("the goal is empty; say what is to be done")
+    if goal != whole_letters(goal):
+        raise AgentError("the goal is no text: it holds halves of letters")
+
+
 class Agent:
     """A model with tools, in a workspace.
 
@@ -96,9 +105,12 @@ class Agent:
         self._settings, self._tell, self._sandbox = settings or Settings(), tell, sandbox
 
     def begin(self, goal: str) -> str:
-        """Write down a new run; `work` carries it out. Gives its id."""
-        if not goal.strip():
-            raise AgentError("the goal is empty; say what is to be done")
+        """Write down a new run; `work` carries it out. Gives its id.
+
+        Raises:
+            AgentError: the goal is none.
+        """
+        check_goal(goal)
         settings = self._settings
         began = Began(
             goal=goal,

@@ -91,11 +91,13 @@ def _begin(
     """Work on a goal; steps are shown on standard error, the answer goes to standard output."""
     from qafila.agent.calibration import read_calibration
     from qafila.agent.events import Budget
-    from qafila.agent.loop import Settings
+    from qafila.agent.loop import Settings, check_goal
 
     if choose not in (None, "free", "likelihood"):
         raise UsageError(f"--choose {choose!r:.40}: is neither free nor likelihood")
     where = workspace(folder)
+    text = stdin.whole() if goal == "-" else goal
+    check_goal(text)
     settings = Settings(
         budget=Budget(steps=steps, tokens=tokens, seconds=seconds),
         seed=seed,
@@ -109,7 +111,7 @@ def _begin(
         journal, where, _names(tools), yes, settings, as_json, choose, given,
         model=model, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, agent.begin(stdin.whole() if goal == "-" else goal), as_json)
+    _work(agent, agent.begin(text), as_json)
 
 
 @command.command("resume")
@@ -172,6 +174,8 @@ def _stop(run: agent_runs.Run, database: agent_runs.Database = None) -> None:
     """Stop a run that is being worked on; `resume` goes on with it."""
     journal = open_journal(database)
     found = journal.find(run)
+    if not journal.worked_on(found):
+        raise AgentError(f"run {found} cannot be stopped: nobody works on it")
     journal.ask(found, "cancel", "stopped by the user")
     typer.echo(f"run {found} stops at its next chance")
 

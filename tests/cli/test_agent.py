@@ -1,0 +1,324 @@
+"""`qafila agent`, as a user calls it: by a script, and with the default model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_agent import Answer, ScriptedAgent
+
+from qafila.agent.journal import Journal
+from qafila.cli.main import main
+
+WRITE: Answer = [("write_file", {"path": "a.txt", "text": "new"})]
+
+
+class Shell:
+    """Calls the command line in a folder of its own, with a model that follows a script."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.workspace, self.patch, self.capsys = folder / "files", patch, capsys
+        self.workspace.mkdir()
+        self.url = f"sqlite:///{folder}/agent.sqlite3"
+        patch.setenv("QAFILA_AGENT_DATABASE", self.url)
+        patch.chdir(self.workspace)
+        self.opened: list[tuple[str, dict[str, Any]]] = []
+        self.clients: list[ScriptedAgent] = []
+
+    def script(self, answers: Sequence[Answer], **options: Any) -> None:
+        def open_client(model: str, **given: Any) -> ScriptedAgent:
+            self.opened.append((model, given))
+            self.clients.append(ScriptedAgent(answers, name=model, **options))
+            return self.clients[-1]
+
+        self.patch.setattr("qafila.cli.agent.open_client", open_client)
+
+    def __call__(self, *args: str, status: int = 0) -> tuple[str, str]:
+        found = main(["agent", *args])
+        told = self.capsys.readouterr()
+        assert found == status, told.err
+        return told.out, told.err
+
+    def error(self, *args: str) -> str:
+        out, err = self(*args, status=2)
+        assert out == ""
+        (line,) = err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    def file(self, name: str) -> str | None:
+        path = self.workspace / name
+        return path.read_text() if path.exists() else None
+
+    def runs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self("runs", "--json")[0])
+        return found
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
+    made = Shell(tmp_path, monkeypatch, capsys)
+    made.script([[("calculate", {"expression": "6*7"})], "It is 42."])
+    yield made
+    assert all(client.closed for client in made.clients if client.asked)
+
+
+def test_the_answer_is_on_standard_output_and_the_steps_beside_it(shell: Shell) -> None:
+    out, err = shell("What is 6 times 7?")
+    assert out.strip() == "It is 42."
+    assert 'calculate(expression="6*7")' in err
+    assert "→ 42" in err
+    assert "done; 2 steps, 20 tokens read (40% reused), 4 written" in err
+    (run,) = shell.runs()
+    assert (run["status"], run["goal"], run["events"]) == ("done", "What is 6 times 7?", 5)
+    assert f"run {run['id']}" in err
+    assert shell.opened[0][0] == "default"
+
+
+def test_json_is_one_object_and_nothing_else(shell: Shell) -> None:
+    out, err = shell("What is 6 times 7?", "--json", "-m", "other")
+    assert err == ""
+    found = json.loads(out)
+    assert (found["status"], found["answer"], found["steps"], found["model"]) == ("done", "It is 42.", 2, "other")
+    assert found["usage"]["prompt_tokens"] == 20
+    assert [event["kind"] for event in found["events"]] == ["began", "answered", "observed", "answered", "ended"]
+    assert json.loads(shell("show", found["id"], "--json")[0])["events"] == found["events"]
+
+
+def test_the_goal_comes_from_standard_input(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("احسب\n6*7".encode())))
+    shell("-")
+    assert shell.runs()[0]["goal"] == "احسب\n6*7"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert "not UTF-8" in shell.error("-")
+
+
+def test_options_reach_the_run(shell: Shell) -> None:
+    shell("go", "--tools", "calculate, read_file", "--seed", "7", "-t", "0.5", "-n", "9", "-s", "Be brief.", "--json")
+    (asked, *_) = shell.clients[0].asked
+    assert [one.name for one in asked.tools] == ["calculate", "read_file"]
+    assert (asked.generation.seed, asked.generation.temperature, asked.generation.max_tokens) == (7, 0.5, 9)
+    assert asked.messages[0].text.endswith("\nBe brief.")
+    shell.script(["no tools"])
+    shell("go", "--tools", "none")
+    assert shell.clients[-1].asked[0].tools == ()
+
+
+def test_files_are_changed_in_the_workspace_where_yes_is_said(shell: Shell, tmp_path: Path) -> None:
+    shell.script([WRITE, "written"])
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    _, err = shell("write it", "-w", str(folder), "--yes")
+    assert (folder / "a.txt").read_text() == "new\n"
+    assert shell.file("a.txt") is None
+    assert "created a.txt" in err
+
+
+def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
+    shell.script([WRITE, "written"])
+    out, err = shell("write it")
+    assert out == ""
+    assert "stopped: waiting" in err
+    assert "qafila agent approve" in err
+    assert shell.file("a.txt") is None
+    (run,) = shell.runs()
+    assert run["status"] == "waiting"
+    shown, _ = shell("show", run["id"][:6])
+    assert "waits for a word on:" in shown
+    assert "+new" in shown
+    out, err = shell("approve", "last")
+    assert out.strip() == "written"
+    assert "+new" in err
+    assert shell.file("a.txt") == "new\n"
+    assert "waits for nobody's word" in shell.error("approve", "last")
+    out, _ = shell("undo", "last")
+    assert "-new" in out
+    assert shell.file("a.txt") is None
+    assert "changed nothing that is still there" in shell.error("undo", "last", "--all")
+
+
+def test_no_with_a_reason_is_told_to_the_model(shell: Shell) -> None:
+    shell.script([WRITE, "as you like"])
+    shell("write it")
+    out, err = shell("approve", "last", "--deny", "--reason", "not here")
+    assert out.strip() == "as you like"
+    assert "refused: not here" in err
+    assert shell.file("a.txt") is None
+
+
+def test_a_run_goes_on_with_a_new_budget_or_something_new(shell: Shell) -> None:
+    shell.script([[("calculate", {"expression": "1"})], [("calculate", {"expression": "2"})], "first", "second"])
+    _, err = shell("count", "--steps", "1", "--tools", "calculate", status=1)
+    assert "stopped: steps (the budget of 1 steps is used up)" in err
+    shell("resume", "last", status=1)
+    assert shell("resume", "last")[0].strip() == "first"
+    assert shell("resume", "last", "and now?")[0].strip() == "second"
+    found = json.loads(shell("resume", "last", "again", "--json")[0])
+    assert (found["answer"], found["steps"]) == ("done", 5)
+    assert [one.name for one in shell.clients[-1].asked[0].tools] == ["calculate"]
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_budget_that_ends_a_run_is_status_one(shell: Shell, json_too: list[str]) -> None:
+    out, _ = shell("go", "--tokens", "1", *json_too, status=1)
+    if json_too:
+        assert json.loads(out)["status"] == "tokens"
+    assert shell.runs()[0]["status"] == "tokens"
+
+
+def test_a_model_that_fails_is_status_one_and_says_why(shell: Shell) -> None:
+    from qafila.errors import ContextLengthError
+
+    shell.script([ContextLengthError("the prompt has too many tokens")])
+    _, err = shell("go", status=1)
+    assert "stopped: failed (the prompt has too many tokens)" in err
+
+
+def test_stop_and_say_reach_a_run_that_is_worked_on(shell: Shell) -> None:
+    shell.script([[("calculate", {"expression": "1"})], "never said"], delay=0.2)
+    journal = Journal(shell.url)
+
+    def others() -> None:
+        while not (runs := journal.runs()) or not shell.clients or not shell.clients[0].asked:
+            time.sleep(0.01)
+        assert main(["agent", "say", runs[0].id, "hurry"]) == 0
+        assert main(["agent", "stop", runs[0].id]) == 0
+
+    other = threading.Thread(target=others)
+    other.start()
+    out, err = shell("go", status=1)
+    other.join()
+    assert f"run {journal.runs()[0].id} stops at its next chance" in out
+    assert "you: hurry" in err
+    assert "stopped: cancelled" in err
+    journal.close()
+    assert "nobody works on it" in shell.error("stop", "last")
+    assert "TEXT is empty" in shell.error("say", "last", " ")
+
+
+def test_what_is_said_to_a_run_that_is_not_worked_on_is_read_when_it_is_resumed(shell: Shell) -> None:
+    shell("go")
+    assert "(or when it is resumed)" in shell("say", "last", "one more thing")[0]
+    shell("resume", "last")
+    assert [m.text for m in shell.clients[-1].asked[0].messages][-1] == "one more thing"
+
+
+def test_ctrl_c_stops_a_run_which_can_go_on(shell: Shell) -> None:
+    shell.script(["slow answer"], delay=0.4)
+
+    def press() -> None:
+        while not shell.clients or not shell.clients[0].asked:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=press)
+    other.start()
+    out, err = shell("go", status=1)
+    other.join()
+    assert out == ""
+    assert "(stopping; Ctrl-C again leaves at once)" in err
+    assert "stopped: cancelled (Ctrl-C)" in err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    shell.script(["answer"])
+    assert shell("resume", "last")[0].strip() == "answer"
+
+
+def test_a_fork_is_a_run_of_its_own(shell: Shell) -> None:
+    shell("go")
+    new = shell("fork", "last", "2")[0].strip()
+    first, second = shell.runs()
+    assert (first["id"], first["parent"], first["forked_at"], first["events"]) == (new, second["id"], 2, 3)
+    shell.script(["", "Another answer."])
+    assert shell("resume", new)[0].strip() == "Another answer."
+    assert "has events 0 to 4, not 99" in shell.error("fork", second["id"], "99")
+
+
+def test_a_result_can_be_made_another(shell: Shell) -> None:
+    shell("go")
+    out, err = shell("replay", "last", "--what-if", "2", "it is 43")
+    assert f"qafila agent resume {out.strip()}" in err
+    shell("resume", out.strip())
+    assert [m.text for m in shell.clients[-1].asked[0].messages][-1] == "it is 43"
+    assert "event 1 of run" in shell.error("replay", out.strip(), "--what-if", "1", "x")
+
+
+def test_lists_are_short_and_of_this_database(shell: Shell) -> None:
+    out, err = shell("runs")
+    assert (out, err) == ("", 'no runs yet; `qafila agent "goal"` makes one\n')
+    for goal in ("first", "second\nline \x1b[31m"):
+        shell(goal)
+    lines = shell("runs")[0].splitlines()
+    assert len(lines) == 2
+    assert "second line" in lines[0]
+    assert "\x1b" not in lines[0]
+    assert shell("runs", "-n", "1")[0].splitlines() == lines[:1]
+
+
+def test_a_hostile_run_cannot_paint_the_terminal(shell: Shell) -> None:
+    (shell.workspace / "a\x1b[2J.txt").write_text("x\x1b]0;title\x07")
+    shell.script([[("list_files", {})], "bye\x1b[2J"])
+    out, err = shell("go \x1b[2J")
+    # What goes to a pipe is the answer as it is; what people read holds nothing that a terminal obeys.
+    assert out.strip() == "bye\x1b[2J"
+    assert "\x1b" not in err + "".join(shell("show", "last"))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["show", "last"], "there are no runs yet"), (["resume", "abc"], "there is no run that begins with 'abc'"),
+        (["approve", "abc"], "no run"), (["undo", "abc"], "no run"), (["fork", "abc", "1"], "no run"),
+        (["stop", "abc"], "no run"), (["say", "abc", "x"], "no run"), (["replay", "abc", "--verify"], "no run"),
+        (["replay", "abc"], "--verify"), ([""], "the goal is empty"), (["  \n"], "the goal is empty"),
+        (["go", "-w", "/no/such/folder"], "--workspace /no/such/folder: is no folder"),
+        (["go", "--tools", "calculate,fly"], "there is no built-in tool 'fly'"), (["go", "--fly"], "--fly"),
+        (["go", "--steps", "0"], "--steps"), (["go", "--seed", "-1"], "--seed"), (["go", "too", "many"], "many"),
+        (["go", "--choose", "dice"], "dice"), (["go", "--calibration", "/none.json"], "none.json"),
+        (["go", "--database", "mysql://x/y"], "database"), (["go", "--database", "x"], "database"),
+        (["go\udcff"], "no text"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_no_run(shell: Shell, args: list[str], words: str) -> None:
+    assert words in shell.error(*args)
+    assert shell.runs() == []
+    # No model is loaded for a mistake.
+    assert shell.opened == []
+
+
+def test_help_names_every_command(shell: Shell) -> None:
+    out, _ = shell("--help")
+    for name in ("resume", "approve", "runs", "show", "stop", "say", "undo", "fork", "replay", "calibrate"):
+        assert f"  {name} " in out
+
+
+def test_the_workspace_of_a_run_must_still_be_there(shell: Shell, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    shell("go", "-w", str(folder))
+    folder.rmdir()
+    assert "is no folder" in shell.error("resume", "last")
+
+
+def test_the_default_model_works_on_a_goal(
+    default_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QAFILA_AGENT_DATABASE", f"sqlite:///{tmp_path}/agent.sqlite3")
+    options = ["-m", str(default_gguf), "-w", str(tmp_path), "--tools", "calculate", "--context", "2048", "-n", "48"]
+    status = main(["agent", "Compute 1234 * 77.", *options, "--threads", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert status == (0 if found["status"] == "done" else 1)
+    answers = [event for event in found["events"] if event["kind"] == "answered"]
+    assert answers
+    assert all(event["message"]["ids"] for event in answers)
+    assert main(["agent", "replay", "last", "--verify", "--context", "2048", "--json"]) == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert verified["same"]
+    assert len(verified["answers"]) == len(answers)
