@@ -69,6 +69,7 @@ class Scene:
         self.sent.touch()
 
     def tools(self) -> tuple[Tool, ...]:
+        """Files, an edit that may not be done twice, and a message that may not be sent twice."""
         def add_line(place: Surroundings, path: str, line: str) -> Draft:
             """Add a line to a file."""
             there = place.workspace / path
@@ -85,6 +86,7 @@ class Scene:
         return (*files.tools(), tool(add_line, effect="write"), tool(send, effect="egress"))
 
     def agent(self, journal: Journal) -> Agent:
+        """An agent that follows the script."""
         sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "doubles"))
         from scripted_agent import ScriptedAgent
 
@@ -103,6 +105,7 @@ class Scene:
         return Agent(client, Toolbox(self.tools()), journal, workspace=self.workspace, rules=rules, settings=settings)
 
     def begin(self) -> str:
+        """Write down a new run; gives its id."""
         journal = Journal(self.url)
         run = self.agent(journal).begin("do it")
         journal.close()
