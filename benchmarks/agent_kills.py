@@ -70,6 +70,7 @@ class Scene:
 
     def tools(self) -> tuple[Tool, ...]:
         """Files, an edit that may not be done twice, and a message that may not be sent twice."""
+
         def add_line(place: Surroundings, path: str, line: str) -> Draft:
             """Add a line to a file."""
             there = place.workspace / path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qafila.chat.client import ChatRequest, ToolOdds
@@ -11,23 +13,61 @@ from qafila.errors import ChatError
 
 if TYPE_CHECKING:
     from qafila.chat.llama import Llama
+    from qafila.text.messages import ToolSchema
+    from qafila.text.tokenizer import Tokenizer
     from qafila.text.tool_grammar import CallStyle
 
 
-def openings(style: CallStyle, names: Sequence[str], call_token: str | None = None) -> tuple[str, list[str]]:
-    """How any call begins, and how a call of each tool does, up to where its arguments begin.
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a call begins, and what may come next: a token can reach from the one into the other."""
 
-    The texts end where no tokenizer joins what follows to what stands before, so that their tokens are the ones that
-    the model would write.
-    """
+    text: str
+    next: tuple[str, ...]
+
+    def tokens(self, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+        """The tokens that begin in the text, one sequence for each way in which the last may reach beyond it."""
+        length = len(self.text.encode())
+        found = []
+        for more in self.next:
+            # Special tokens among them are tokens.
+            ids = tokenizer.encode(self.text + more, special=True)
+            sizes = [len(tokenizer.token_bytes(i)) for i in ids]
+            # Where the first token brings a space along that is not in the text, it does not count.
+            size = len((self.text + more).encode()) - sum(sizes)
+            kept = 0
+            while size < length and kept < len(ids):
+                size += sizes[kept]
+                kept += 1
+            found.append(tuple(ids[:kept]))
+        return list(dict.fromkeys(found))
+
+
+def openings(
+    style: CallStyle, tools: Sequence[ToolSchema], call_token: str | None = None
+) -> tuple[Opening, list[Opening]]:
+    """How any call begins, and how a call of each tool does, up to where its arguments begin."""
     token = call_token or ""
-    if style == "chatml":
-        return "<tool_call>", [f'<tool_call>\n{{"name": "{name}", "arguments":' for name in names]
-    if style == "function":
-        return "<function=", [f"<function={name}>" for name in names]
-    if style == "pythonic":
-        return f"{token}[", [f"{token}[{name}(" for name in names]
-    return f"{token}{{", [f'{token}{{"type": "function", "name": "{name}", "parameters":' for name in names]
+    begun = []
+    for tool in tools:
+        parameters = tuple(tool.parameters.get("properties", {}))
+        # A call without arguments may be one, too, where none is required.
+        none = not tool.parameters.get("required") or not parameters
+        match style:
+            case "chatml":
+                text, following = f'<tool_call>\n{{"name": "{tool.name}", "arguments":', (" {",)
+            case "function":
+                text = f"<function={tool.name}>"
+                following = (*(f'{{"{name}"' for name in parameters), *(("{}</function>",) if none else ()))
+            case "pythonic":
+                text = f"{token}[{tool.name}("
+                following = (*(f"{name}=" for name in parameters), *((")]", "),") if none else ()))
+            case _:
+                text = f'{token}{{"type": "function", "name": "{tool.name}", "parameters":'
+                following = (" {",)
+        begun.append(Opening(text, following))
+    marker = {"chatml": "<tool_call>", "function": "<function=", "pythonic": f"{token}[", "json": f"{token}{{"}[style]
+    return Opening(marker, tuple(one.text.removeprefix(marker) for one in begun)), begun
 
 
 def tool_odds(llama: Llama, request: ChatRequest) -> ToolOdds:
@@ -42,21 +82,21 @@ def tool_odds(llama: Llama, request: ChatRequest) -> ToolOdds:
     style = chat.call_style
     if style is None:
         raise ChatError(f"tools: format {chat.name} has no tool calls; choose another model")
-    names = [tool.name for tool in request.tools if request.tool_names is None or tool.name in request.tool_names]
+    allowed = [tool for tool in request.tools if request.tool_names is None or tool.name in request.tool_names]
+    names = [tool.name for tool in allowed]
     if not names:
         raise ChatError("tools: there are none to choose from")
     ids = chat.render(request.messages, tools=request.tools).ids
-    marker, begun = openings(style, names, chat.call_token)
-    # Special tokens among them are tokens; `likelihood` would take their text for letters.
-    texts = [llama.tokenizer.encode(text, special=True) for text in (marker, *begun)]
-    same = [tail for i, tail in enumerate(texts) if tail not in texts[:i]]
+    marker, begun = openings(style, allowed, chat.call_token)
+    ways = [one.tokens(llama.tokenizer) for one in (marker, *begun)]
+    every = [list(way) for way in dict.fromkeys(itertools.chain(*ways))]
     found = {
         tuple(one.ids): one.logprob
-        for one in likelihood(llama.engine, ids, same, adapter=llama.adapter, tenant=request.generation.tenant)
+        for one in likelihood(llama.engine, ids, every, adapter=llama.adapter, tenant=request.generation.tenant)
     }
-    logprobs = [found[tuple(text)] for text in texts[1:]]
-    highest = max(logprobs)
-    weights = [math.exp(value - highest) for value in logprobs]
+    call = min(1.0, math.fsum(math.exp(found[way]) for way in ways[0]))
+    highest = max(found[way] for own in ways[1:] for way in own)
+    weights = [math.fsum(math.exp(found[way] - highest) for way in own) for own in ways[1:]]
     total = math.fsum(weights)
     odds = tuple((name, weight / total) for name, weight in zip(names, weights, strict=True))
-    return ToolOdds(math.exp(found[tuple(texts[0])]), odds)
+    return ToolOdds(call, odds)
