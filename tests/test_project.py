@@ -29,6 +29,8 @@ EXTRA_IMPORTS = {
     "pydantic": "serve",
     "sqlalchemy": "serve",
     "prometheus_client": "serve",
+    "cryptography": "agent",
+    "pydantic_core": "agent",
     "opentelemetry": "telemetry",
     "ray": "ray",
     "torchao": "train",
@@ -165,7 +167,7 @@ def test_make_repairs_what_a_broken_or_moved_environment_needs(tmp_path: Path) -
     first = make_chat()
     assert "scripts/check_machine.py" in first
     assert "-m venv" in first
-    assert "--editable .\n" in first
+    assert "--editable .[agent]\n" in first
     assert "gpu" not in first
     again = make_chat()
     assert again.splitlines()[-1] == "-m qafila chat default"
@@ -176,9 +178,9 @@ def test_make_repairs_what_a_broken_or_moved_environment_needs(tmp_path: Path) -
     interpreter.symlink_to(tmp_path / "gone")
     repaired = make_chat()
     assert "-m venv --clear" in repaired
-    assert "--editable .\n" in repaired
+    assert "--editable .[agent]\n" in repaired
     checkout = checkout.rename(tmp_path / "moved")
     moved = make_chat()
     assert "-m venv" not in moved
-    assert "--editable .\n" in moved
+    assert "--editable .[agent]\n" in moved
     assert "pip" not in make_chat()
