@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from qafila.agent.tool import Surroundings, Tool, ToolError, tool
 
-_MOST_CHARACTERS, _MOST_BITS, _MOST_DEPTH = 500, 20_000, 60
+_MOST_CHARACTERS, _MOST_BITS, _MOST_DEPTH, _MOST_PLACES = 500, 20_000, 60, 300
 
 _BINARY: Final[dict[type[ast.operator], Callable[[Any, Any], Any]]] = {
     ast.Add: operator.add,
@@ -77,6 +77,8 @@ def _value(node: ast.expr, depth: int) -> Any:
 
 def _called(name: str, values: list[Any]) -> Any:
     if name == "round" and len(values) == 2:
+        if abs(values[1]) > _MOST_PLACES:
+            raise ToolError(f"round: at most {_MOST_PLACES} places")
         return round(values[0], int(values[1]))
     result = _FUNCTIONS[name](*values)
     if isinstance(result, float) and not math.isfinite(result):
@@ -99,6 +101,8 @@ def _power(base: Any, exponent: Any) -> Any:
 def _bounded(value: Any) -> Any:
     if isinstance(value, Fraction) and max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
         raise ToolError("the result has too many digits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ToolError("the result is no finite number")
     return value
 
 

@@ -33,6 +33,16 @@ def files_in(place: Surroundings) -> Iterator[str]:
                     return
 
 
+def _is_utf8(place: Surroundings, path: str) -> bool:
+    with opened_root(place.workspace) as root:
+        found = look(root, path, MOST_BYTES)
+    try:
+        (found[1] if found is not None and found[1] is not None else b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _size(place: Surroundings, path: str) -> int | None:
     """Bytes of a regular file; None where there is none (any more)."""
     try:
@@ -109,6 +119,8 @@ def write_file(place: Surroundings, path: str, text: str) -> Draft:
 def edit_file(place: Surroundings, path: str, old: str, new: str) -> Draft:
     """Replace a text in a file; it must be there exactly once."""
     clean, text = _text(place, path)
+    if "\ufffd" in text and not _is_utf8(place, clean):
+        raise ToolError(f"{clean}: is no UTF-8 text, and an edit would change more of it; write it anew")
     times = text.count(old) if old else 0
     if times != 1:
         raise ToolError(f"{clean}: the old text is there {times} times, not once")
