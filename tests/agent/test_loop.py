@@ -14,7 +14,7 @@ from scripted_agent import REMOTE, Answer, ScriptedAgent
 
 from qafila.agent.events import Answered, Budget, Decided, Event, Prices, Steered, Thresholds
 from qafila.agent.loop import Agent, Settings
-from qafila.agent.rules import Rules
+from qafila.agent.policy import Policy
 from qafila.agent.state import CIRCLE_ENDS, CIRCLE_TOLD
 from qafila.agent.tool import Surroundings, Toolbox, tool
 from qafila.chat.client import Abilities, ChatRequest, ToolOdds
@@ -121,11 +121,11 @@ def test_a_budget_ends_a_run_and_resuming_gives_it_again(place: Place, budget: B
 
 def test_a_persons_word_is_no_new_budget(place: Place) -> None:
     script = [[write("a")], [write("b")], [write("c")]]
-    run, events = place.begin(script, settings=Settings(budget=Budget(steps=2)), rules=Rules())
+    run, events = place.begin(script, settings=Settings(budget=Budget(steps=2)), policy=Policy())
     for call, reason in (("0.0", "waiting"), ("1.0", "steps")):
         assert ended(events).reason == "waiting"
         yes = {call: Decided(call=call, allowed=True, by="api")}
-        events = place.work(place.agent(script, rules=Rules()), run, decisions=yes)
+        events = place.work(place.agent(script, policy=Policy()), run, decisions=yes)
         assert ended(events).reason == reason
     assert place.state(run).steps == 2
 
@@ -322,7 +322,7 @@ def test_other_tools_another_workspace_or_no_run_are_refused(place: Place, tmp_p
     ):
         with pytest.raises(AgentError, match=words):
             place.work(place.agent(["hello"], tools), run)
-    elsewhere = Agent(ScriptedAgent([]), Toolbox(FILES), place.journal, workspace=tmp_path, rules=YES)
+    elsewhere = Agent(ScriptedAgent([]), Toolbox(FILES), place.journal, workspace=tmp_path, policy=YES)
     with pytest.raises(AgentError, match="belongs to the workspace"):
         place.work(elsewhere, run)
     assert len(place.journal.events(run)) == count
@@ -438,7 +438,7 @@ def test_a_tool_that_hangs_does_not_hold_up_a_run(place: Place) -> None:
         return ""
 
     _, events = place.begin([[("hang", {})], "gave up"], [tool(hang, effect="egress", seconds=0.05)],
-                            rules=Rules({"egress": "allow"}))  # fmt: skip
+                            policy=Policy(effects={"egress": "allow"}))  # fmt: skip
     let_go.set()
     assert told(events)[0][0] == "timeout"
     assert ended(events).answer == "gave up"

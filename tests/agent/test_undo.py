@@ -9,7 +9,7 @@ from agent_place import Place, ended, kinds, told
 from scripted_agent import ScriptedAgent
 
 from qafila.agent.events import Answered, Decided, Intended, Observed, Undone
-from qafila.agent.rules import Rules
+from qafila.agent.policy import Policy
 from qafila.agent.undo import undo
 from qafila.errors import AgentError, SandboxError
 
@@ -65,12 +65,12 @@ def test_what_somebody_else_changed_since_stays(place: Place) -> None:
 def test_a_write_that_failed_is_nothing_to_take_back(place: Place) -> None:
     (place.workspace / "b.txt").write_text("b\n")
     script = [[write("a.txt", "a")], [write("b.txt", "mine")], "ok"]
-    run, _ = place.begin(script, rules=Rules())
+    run, _ = place.begin(script, policy=Policy())
     for call in ("0.0", "1.0"):
         if call == "1.0":
             (place.workspace / "b.txt").write_text("theirs\n")
         decisions = {call: Decided(call=call, allowed=True, by="api")}
-        events = place.work(place.agent(script, rules=Rules()), run, decisions=decisions)
+        events = place.work(place.agent(script, policy=Policy()), run, decisions=decisions)
     assert told(events)[0][0] == "error"
     assert [edit.path for edit in undo(place.journal, run)] == ["a.txt"]
     assert place.file("b.txt") == "theirs\n"

@@ -322,3 +322,10 @@ def test_the_default_model_works_on_a_goal(
     verified = json.loads(capsys.readouterr().out)
     assert verified["same"]
     assert len(verified["answers"]) == len(answers)
+
+
+def test_a_bad_policy_is_one_line(tmp_path, capsys):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[[rule]]\nthen = 'maybe'\n", encoding="utf-8")
+    assert main(["agent", "hi", "--policy", str(policy), "--workspace", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {policy}: line 1: then: 'maybe' is none of allow, ask, deny\n"

@@ -12,12 +12,12 @@ from scripted_agent import Answer, ScriptedAgent
 from qafila.agent.events import Decided, Ended, Event, Observed
 from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent
-from qafila.agent.rules import DEFAULTS, Rules
+from qafila.agent.policy import Policy, with_writes
 from qafila.agent.state import State
 from qafila.agent.tool import Tool, Toolbox
 from qafila.agent.tools import calculate, files
 
-YES = Rules({**DEFAULTS, "write": "allow"})
+YES = with_writes(Policy())
 FILES = (*files.tools(), *calculate.tools())
 
 
@@ -33,7 +33,7 @@ class Place:
     def agent(self, script: Sequence[Answer] | ScriptedAgent, tools: Sequence[Tool] = FILES, **options: Any) -> Agent:
         """An agent that follows a script; it may change files unless rules say otherwise."""
         client = script if isinstance(script, ScriptedAgent) else ScriptedAgent(script)
-        options = {"rules": YES, **options}
+        options = {"policy": YES, **options}
         return Agent(client, Toolbox(tuple(tools)), self.journal, workspace=self.workspace, **options)
 
     def work(

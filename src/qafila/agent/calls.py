@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
 from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
-from qafila.agent.rules import Rules
+from qafila.agent.policy import Policy, Proposed, Verdict
+from qafila.agent.provenance import Trusted, untrusted
 from qafila.agent.state import Pending
 from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox
 
@@ -30,19 +31,21 @@ class Calls:
     """Makes events of calls; whoever takes an event writes it down before the next one is asked for.
 
     Args:
-        toolbox: the tools. rules: what is allowed. approver: who is asked, if anybody is there.
-        surroundings: of a call, by its id. waits: the event that ends work until a person has decided.
+        toolbox: the tools. policy: what is allowed. trusted: what the user has said so far.
+        approver: who is asked, if anybody is there. surroundings: of a call, by its id.
+        waits: the event that ends work until a person has decided.
     """
 
     def __init__(
         self,
         toolbox: Toolbox,
-        rules: Rules,
+        policy: Policy,
+        trusted: Callable[[], Trusted],
         approver: Approver | None,
         surroundings: Callable[[str], Surroundings],
         waits: Callable[[Intended, str], Ended],
     ) -> None:
-        self._toolbox, self._rules, self._approver = toolbox, rules, approver
+        self._toolbox, self._policy, self._trusted, self._approver = toolbox, policy, trusted, approver
         self._surroundings, self._waits = surroundings, waits
 
     async def carry_out(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
@@ -68,12 +71,18 @@ class Calls:
         tool = self._tool(pending)
         if tool is None or tool.effect not in HARMLESS or pending.unsure:
             return False
-        return self._rules.verdict(tool.effect)[0] != "ask"
+        return self._judge(pending, tool)[0] != "ask"
+
+    def _judge(self, pending: Pending, tool: Tool) -> tuple[Verdict, str]:
+        """What the policy says of a call, and why."""
+        arguments = pending.call.arguments
+        foreign = untrusted(arguments, self._trusted())
+        return self._policy.judge(Proposed(tool.name, tool.effect, arguments, foreign, tool.controls))
 
     async def _harmless(self, pending: Pending) -> Observed:
         started = time.monotonic()
         tool = self._toolbox.by_name[pending.call.name]
-        verdict, why = self._rules.verdict(tool.effect)
+        verdict, why = self._judge(pending, tool)
         if verdict != "allow":
             return _observed(pending, observation(why, "refused"), started)
         arguments = checked(tool, pending.call.arguments)
@@ -104,7 +113,7 @@ class Calls:
                 yield _observed(pending, known, started)
                 return
         else:
-            verdict, why = self._rules.verdict(tool.effect)
+            verdict, why = self._judge(pending, tool)
             if verdict == "deny":
                 yield _observed(pending, observation(why, "refused"), started)
                 return

@@ -35,7 +35,8 @@ from qafila.agent.events import (
 )
 from qafila.agent.journal import Journal, Recorded
 from qafila.agent.observation import whole_letters
-from qafila.agent.rules import Rules
+from qafila.agent.policy import Policy
+from qafila.agent.provenance import Trusted
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
 from qafila.agent.scaffold import system_prompt
 from qafila.agent.state import State
@@ -81,7 +82,7 @@ class Agent:
 
     Args:
         client: the model. toolbox: what it may call. journal: where its runs are kept.
-        workspace: the folder that its tools see. rules: what is allowed. approver: who is asked, if anybody is there.
+        workspace: the folder that its tools see. policy: what is allowed. approver: who is asked, if anybody is there.
         settings: of new runs. tell: gets pieces of the model's text as they come.
         sandbox: walls for commands; by default this machine's best, found when first needed.
     """
@@ -93,7 +94,7 @@ class Agent:
         journal: Journal,
         *,
         workspace: Path,
-        rules: Rules | None = None,
+        policy: Policy | None = None,
         approver: Approver | None = None,
         settings: Settings | None = None,
         tell: Callable[[str], None] = lambda _: None,
@@ -101,7 +102,7 @@ class Agent:
     ) -> None:
         self.client, self.toolbox, self.journal = client, toolbox, journal
         self.workspace = workspace.resolve()
-        self._rules, self._approver = rules or Rules(), approver
+        self._policy, self._approver = policy or Policy(), approver
         self._settings, self._tell, self._sandbox = settings or Settings(), tell, sandbox
 
     def begin(self, goal: str) -> str:
@@ -165,7 +166,9 @@ class _Worker:
         missing = sorted(set(state.began.effects) - set(agent.toolbox.by_name))
         if missing:
             raise AgentError(f"run {run} has the tool {missing[0]}, which is not among these; give it the same tools")
-        self._calls = Calls(agent.toolbox, agent._rules, agent._approver, self._surroundings, self._waits)
+        self._calls = Calls(
+            agent.toolbox, agent._policy, self._trusted, agent._approver, self._surroundings, self._waits
+        )
         told = tuple(schema.to_dict() for schema in agent.toolbox.schemas)
         if told != state.began.tools:
             raise AgentError(f"run {run} has other tools, or other versions of them; give it the same ones")
@@ -262,6 +265,10 @@ class _Worker:
 
     def _end(self, reason: Ending, *, answer: str = "", detail: str = "") -> Ended:
         return Ended(reason=reason, answer=answer, detail=detail, seconds=time.monotonic() - self._started)
+
+    def _trusted(self) -> Trusted:
+        """The user's words: the goal, and what was said since."""
+        return Trusted([message.text for message in self.state.messages if message.role == "user"])
 
     def _waits(self, intent: Intended, why: str) -> Ended:
         return self._end("waiting", detail=f"{intent.name}: {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -73,7 +73,7 @@ class Tool:
         run: a function of validated arguments and surroundings, plain or ``async``. It returns text, a JSON value, or a
             `Draft`, and raises ToolError for what it cannot do.
         live: what arguments can be now, so that a call of what does not exist cannot be written.
-        seconds: most time for a call.
+        seconds: most time for a call. controls: parameters that say where a call acts: paths, recipients, addresses.
         origin: who made it: ``built-in``, ``python``, or the name of an MCP server.
     """
 
@@ -84,6 +84,7 @@ class Tool:
     live: Live | None = None
     seconds: float = SECONDS
     origin: str = "python"
+    controls: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -99,6 +100,7 @@ def tool(
     live: Live | None = None,
     seconds: float = SECONDS,
     origin: str = "python",
+    controls: Collection[str] = (),
 ) -> Tool:
     """Make a tool of a typed function.
 
@@ -128,7 +130,9 @@ def tool(
 
     parameters = _plain(model.model_json_schema())
     parameters.pop("additionalProperties", None)
-    return Tool(ToolSchema(called, description, parameters), effect, check, run, live, seconds, origin)
+    return Tool(
+        ToolSchema(called, description, parameters), effect, check, run, live, seconds, origin, frozenset(controls)
+    )
 
 
 def _arguments(function: Callable[..., Any], called: str) -> tuple[type[BaseModel], str | None]:

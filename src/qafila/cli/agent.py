@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qafila.agent.events import Decided
     from qafila.agent.journal import Journal
     from qafila.agent.loop import Agent, Settings
+    from qafila.agent.policy import Policy
 
 _STARTS = "begin"
 
@@ -52,6 +53,15 @@ _Endpoint = Annotated[
 _KeyEnv = Annotated[
     str | None, typer.Option("--key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
 ]
+_Policy = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        envvar="QAFILA_AGENT_POLICY",
+        help="What is allowed, asked about, denied (TOML).",
+    ),
+]
 _Yes = Annotated[bool, typer.Option("-y", "--yes", help="Change files without asking; `undo` takes it back.")]
 
 
@@ -66,6 +76,7 @@ def _begin(
         str | None, typer.Option("--tools", metavar="NAMES", help="Only these, with commas (`none` for none).")
     ] = None,
     yes: _Yes = False,
+    policy: _Policy = None,
     steps: Annotated[int, typer.Option(min=1, help="Most answers of the model.")] = 12,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens computed.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="Most seconds.")] = None,
@@ -108,7 +119,7 @@ def _begin(
     journal = open_journal(database)
     given = read_calibration(calibration) if calibration is not None else None
     agent = _agent(
-        journal, where, _names(tools), yes, settings, as_json, choose, given,
+        journal, where, _names(tools), _policy(yes, policy), settings, as_json, choose, given,
         model=model, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, agent.begin(text), as_json)
@@ -119,6 +130,7 @@ def _resume(
     run: agent_runs.Run,
     say: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Something to tell it first.")] = None,
     yes: _Yes = False,
+    policy: _Policy = None,
     endpoint: _Endpoint = None,
     key_env: _KeyEnv = None,
     threads: opt.Threads = None,
@@ -131,7 +143,7 @@ def _resume(
     journal = open_journal(database)
     found = journal.find(run)
     agent = _same_agent(
-        journal, found, yes, as_json,
+        journal, found, _policy(yes, policy), as_json,
         endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, say=say)
@@ -143,6 +155,7 @@ def _approve(
     deny: Annotated[bool, typer.Option("--deny", help="Say no; the run goes on without it.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
     yes: _Yes = False,
+    policy: _Policy = None,
     endpoint: _Endpoint = None,
     key_env: _KeyEnv = None,
     threads: opt.Threads = None,
@@ -163,7 +176,7 @@ def _approve(
     print(preview(asked[0]), file=sys.stderr)
     decided = Decided(call=asked[0].call, allowed=not deny, by="terminal", reason=reason)
     agent = _same_agent(
-        journal, found, yes, as_json,
+        journal, found, _policy(yes, policy), as_json,
         endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, decisions={decided.call: decided})
@@ -240,7 +253,7 @@ def _agent(
     journal: Journal,
     where: Path,
     names: list[str] | None,
-    yes: bool,
+    policy: Policy,
     settings: Settings,
     as_json: bool,
     choose: str | None,
@@ -249,10 +262,8 @@ def _agent(
 ) -> Agent:
     from qafila.agent.calibration import Calibration, calibration_of
     from qafila.agent.loop import Agent
-    from qafila.agent.rules import DEFAULTS, Rules
     from qafila.agent.tools.builtin import builtin
 
-    rules = Rules({**DEFAULTS, "write": "allow"}) if yes else Rules()
     toolbox = builtin(names)
     client = open_client(**model)
     known = given or calibration_of(client.fingerprint)
@@ -263,14 +274,21 @@ def _agent(
         toolbox,
         journal,
         workspace=where,
-        rules=rules,
+        policy=policy,
         approver=None if as_json else ask_at_terminal,
         settings=settings,
         tell=(lambda _: None) if as_json else terminal.show,
     )
 
 
-def _same_agent(journal: Journal, run: str, yes: bool, as_json: bool, **model: Any) -> Agent:
+def _policy(yes: bool, file: Path | None) -> Policy:
+    from qafila.agent.policy import Policy, read_policy, with_writes
+
+    policy = Policy() if file is None else read_policy(file)
+    return with_writes(policy) if yes else policy
+
+
+def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, **model: Any) -> Agent:
     """The agent of a run that is gone on with: its model, workspace and tools."""
     from qafila.agent.loop import Settings
     from qafila.agent.state import State
@@ -278,7 +296,7 @@ def _same_agent(journal: Journal, run: str, yes: bool, as_json: bool, **model: A
     began = State.of(journal.events(run)).began
     names = list(began.effects)
     where = workspace(Path(began.workspace))
-    return _agent(journal, where, names, yes, Settings(), as_json, None, None, model=began.model, **model)
+    return _agent(journal, where, names, policy, Settings(), as_json, None, None, model=began.model, **model)
 
 
 def _work(

@@ -167,7 +167,7 @@ def tools() -> tuple[Tool, ...]:
         tool(list_files, effect="read", origin="built-in"),
         tool(read_file, effect="read", live=_unread, origin="built-in"),
         tool(search_files, effect="read", origin="built-in"),
-        tool(write_file, effect="write", origin="built-in"),
-        tool(edit_file, effect="write", live=_existing, origin="built-in"),
-        tool(delete_file, effect="write", live=_existing, origin="built-in"),
+        tool(write_file, effect="write", origin="built-in", controls=("path",)),
+        tool(edit_file, effect="write", live=_existing, origin="built-in", controls=("path",)),
+        tool(delete_file, effect="write", live=_existing, origin="built-in", controls=("path",)),
     )

@@ -1,0 +1,209 @@
+"""A policy: one file that says which calls may be carried out, compiled into checks that stand outside the model.
+
+    [effects]                     # what holds where no rule does; without it: pure and read allow, all else ask
+    write = "ask"
+
+    [[rule]]                      # the first rule that fits decides
+    tool = "write_file"           # a name, or a pattern like "mail_*"; or effect = "egress"
+    when = { path = "notes/*" }   # patterns for arguments; all must fit
+    from = "untrusted"            # only where an argument of `when` (of all, without `when`) is not the user's
+    then = "deny"                 # allow, ask or deny
+    why = "Notes are the user's."
+
+A rule that can never fit because one before it takes all its calls is an error, and so are two of the same conditions
+with different verdicts: both with their lines.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from qafila.agent.tool import EFFECTS, Effect
+from qafila.errors import FormatError
+
+Verdict: TypeAlias = Literal["allow", "ask", "deny"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+#: What holds where nothing else is said.
+DEFAULTS: Mapping[Effect, Verdict] = {
+    "pure": "allow",
+    "read": "allow",
+    "write": "ask",
+    "egress": "ask",
+    "irrevocable": "ask",
+}
+_KEYS = ("tool", "effect", "when", "from", "then", "why")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """A call that is to be judged.
+
+    Attributes:
+        tool, effect, arguments: of the call. untrusted: the arguments whose values are not the user's.
+        controls: arguments that say where the call acts: paths, recipients, addresses.
+    """
+
+    tool: str
+    effect: Effect
+    arguments: Mapping[str, Any]
+    untrusted: frozenset[str] = frozenset()
+    controls: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a policy; ``line``: where it stands in its file."""
+
+    line: int
+    then: Verdict
+    tool: str = "*"
+    effect: Effect | None = None
+    when: Mapping[str, str] = field(default_factory=dict)
+    untrusted: bool = False
+    why: str = ""
+
+    def fits(self, call: Proposed) -> bool:
+        """Whether the rule is about a call."""
+        if not fnmatch.fnmatchcase(call.tool, self.tool) or self.effect not in (None, call.effect):
+            return False
+        for name, pattern in self.when.items():
+            if name not in call.arguments or not fnmatch.fnmatchcase(_text(call.arguments[name]), pattern):
+                return False
+        named = self.when.keys() or call.arguments.keys()
+        return not self.untrusted or bool(call.untrusted & frozenset(named))
+
+    def covers(self, other: Rule) -> bool:
+        """Whether every call that ``other`` fits is one that this rule fits; False where that cannot be told."""
+        return (
+            _covers(self.tool, other.tool)
+            and self.effect in (None, other.effect)
+            and all(name in other.when and _covers(pattern, other.when[name]) for name, pattern in self.when.items())
+            and (not self.untrusted or (other.untrusted and (not self.when or self.when.keys() == other.when.keys())))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What may be done.
+
+    Attributes:
+        rules: the first that fits decides. effects: what holds where none does; effects that are not named are denied.
+        source: the file, for messages.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    effects: Mapping[Effect, Verdict] = field(default_factory=lambda: dict(DEFAULTS))
+    source: str = "policy"
+
+    def judge(self, call: Proposed) -> tuple[Verdict, str]:
+        """Whether a call may be carried out, and why so, in words.
+
+        Whatever the rules allow, a call that acts on the world at a place that is not the user's needs a person's word,
+        unless a rule with ``from = "untrusted"`` allows just that.
+        """
+        rule = next((one for one in self.rules if one.fits(call)), None)
+        if rule is not None:
+            verdict, why = rule.then, rule.why or f"{self.source}, line {rule.line}"
+        else:
+            verdict = self.effects.get(call.effect, "deny")
+            words = {"allow": "are allowed", "ask": "are asked about", "deny": "are not allowed"}[verdict]
+            why = f"calls with the effect {call.effect} {words}"
+        steered = sorted(call.untrusted & call.controls)
+        if verdict == "allow" and call.effect not in ("pure", "read") and steered and not (rule and rule.untrusted):
+            return "ask", f"{', '.join(steered)}: not from your words, but from something that was read"
+        return verdict, why
+
+
+def with_writes(policy: Policy) -> Policy:
+    """The same policy, but what writes and can be undone needs nobody's word, wherever its path comes from.
+
+    Rules of the policy itself go first.
+    """
+    free = Rule(0, "allow", effect="write", untrusted=True, why="you allowed it beforehand")
+    return Policy((*policy.rules, free), {**policy.effects, "write": "allow"}, policy.source)
+
+
+def read_policy(path: Path) -> Policy:
+    """A policy out of a TOML file.
+
+    Raises:
+        FormatError: it is none; the message names the line and what is wrong there.
+    """
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, UnicodeError) as error:
+        raise FormatError(path, f"is no TOML ({error})") from None
+    for key in data:
+        if key not in ("rule", "effects"):
+            raise FormatError(path, f"unknown key {key!r:.40}; there are effects and rule")
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*rule\s*\]\]", line)]
+    listed = data.get("rule", [])
+    if not isinstance(listed, list) or len(lines) != len(listed):
+        raise FormatError(path, "rules are written as tables that begin with a line [[rule]]")
+    rules: list[Rule] = []
+    for line, table in zip(lines, listed, strict=True):
+        rule = _rule(path, line, table)
+        for before in rules:
+            if before.covers(rule):
+                if rule.covers(before) and before.then != rule.then:
+                    raise FormatError(
+                        path, f"line {line}: says {rule.then} of what line {before.line} says {before.then} of"
+                    )
+                raise FormatError(path, f"line {line}: can never fit, since line {before.line} takes all its calls")
+        rules.append(rule)
+    return Policy(tuple(rules), _effects(path, data.get("effects", {})), path.name)
+
+
+def _effects(path: Path, table: Any) -> dict[Effect, Verdict]:
+    if not isinstance(table, dict):
+        raise FormatError(path, "effects: is a table of effects and verdicts")
+    found: dict[Effect, Verdict] = dict(DEFAULTS)
+    for effect, verdict in table.items():
+        if effect not in EFFECTS:
+            raise FormatError(path, f"effects: {effect!r:.40} is none of {', '.join(EFFECTS)}")
+        if verdict not in VERDICTS:
+            raise FormatError(path, f"effects.{effect}: {verdict!r:.40} is none of {', '.join(VERDICTS)}")
+        found[effect] = verdict
+    return found
+
+
+def _rule(path: Path, line: int, table: Mapping[str, Any]) -> Rule:
+    def wrong(problem: str) -> FormatError:
+        return FormatError(path, f"line {line}: {problem}")
+
+    for key in table:
+        if key not in _KEYS:
+            raise wrong(f"unknown key {key!r:.40}; there are {', '.join(_KEYS)}")
+    then, effect, source = table.get("then"), table.get("effect"), table.get("from", "any")
+    if then not in VERDICTS:
+        raise wrong(f"then: {then!r:.40} is none of {', '.join(VERDICTS)}")
+    if effect is not None and effect not in EFFECTS:
+        raise wrong(f"effect: {effect!r:.40} is none of {', '.join(EFFECTS)}")
+    if source not in ("any", "untrusted"):
+        raise wrong(f"from: {source!r:.40} is neither any nor untrusted")
+    when, tool, why = table.get("when", {}), table.get("tool", "*"), table.get("why", "")
+    if not isinstance(when, dict) or not all(isinstance(pattern, str) for pattern in when.values()):
+        raise wrong("when: is a table of arguments and patterns in quotes")
+    if not isinstance(tool, str) or not isinstance(why, str) or not tool:
+        raise wrong("tool and why are texts")
+    return Rule(line, then, tool, effect, dict(when), source == "untrusted", why)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Whether a pattern matches all that another one does; told for equal ones, ``*``, ``prefix*``, and plain names."""
+    if pattern in ("*", other):
+        return True
+    if not any(sign in other for sign in "*?["):
+        return fnmatch.fnmatchcase(other, pattern)
+    return pattern.endswith("*") and not any(sign in pattern[:-1] for sign in "*?[") and other.startswith(pattern[:-1])
