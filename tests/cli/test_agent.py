@@ -329,3 +329,9 @@ def test_a_bad_policy_is_one_line(tmp_path, capsys):
     policy.write_text("[[rule]]\nthen = 'maybe'\n", encoding="utf-8")
     assert main(["agent", "hi", "--policy", str(policy), "--workspace", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {policy}: line 1: then: 'maybe' is none of allow, ask, deny\n"
+
+
+def test_what_a_model_elsewhere_cannot_do_is_said_or_refused(shell: Shell) -> None:
+    _, err = shell("what is 6*7?")
+    assert "note: default gives no likelihoods: no probabilities, replay or explanations" in err.splitlines()
+    assert "--choose likelihood: default gives no exact likelihoods" in shell.error("hi", "--choose", "likelihood")

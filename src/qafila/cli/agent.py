@@ -266,6 +266,11 @@ def _agent(
 
     toolbox = builtin(names)
     client = open_client(**model)
+    exact = client.abilities.exact_likelihood
+    if choose == "likelihood" and not exact:
+        raise UsageError(f"--choose likelihood: {client.name} gives no exact likelihoods; a model in this process does")
+    if not exact and not as_json:
+        print(f"note: {client.name} gives no likelihoods: no probabilities, replay or explanations", file=sys.stderr)
     known = given or calibration_of(client.fingerprint)
     likely = known is not None if choose is None else choose == "likelihood"
     settings = replace(settings, choosing="likelihood" if likely else "free", calibration=known or Calibration())
