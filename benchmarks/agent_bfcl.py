@@ -30,7 +30,8 @@ from typing import Any
 import jsonschema
 
 from qafila.agent.calibration import Calibration, Example, calibration_of, quality
-from qafila.agent.choose import Chooser
+from qafila.agent.choose import Chooser, decided
+from qafila.agent.events import Thresholds
 from qafila.agent.examples import Choice, odds_of
 from qafila.agent.scaffold import system_prompt
 from qafila.chat.client import ChatClient, ChatRequest, Generation, whole
@@ -109,11 +110,9 @@ async def ask(client: ChatClient, choice: Choice, way: str, chooser: Chooser) ->
     elif way == "likelihood":
         odds = await chooser.odds(client, request)
         chooser._neutral = None  # the next question has other tools
-        name = max(odds.tools, key=lambda one: one[1])[0]
-        names = frozenset([name]) if odds.call >= 0.5 else frozenset()
-        request = replace(
-            request, tool_names=names, tool_mode="required" if names else "auto", parallel_tool_calls=False
-        )
+        name = decided(odds, Thresholds().call)
+        names = frozenset([name]) if name else frozenset()
+        request = replace(request, tool_names=names, tool_mode="required" if name else "auto")
     (message,), _ = await whole(client.chat(request))
     if way != "words":
         return message

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from qafila.agent.choose import Chooser, candidates
+from qafila.agent.choose import Chooser, candidates, decided
 from qafila.agent.events import Answered, Candidate, Choosing, Decision, Spent
 from qafila.agent.observation import whole_letters
 from qafila.agent.state import State
@@ -79,15 +79,14 @@ async def ask_model(
     elif choosing == "likelihood":
         odds = await step.chooser.odds(client, replace(request, tool_names=allowed))
         found = candidates(odds)
-        name = max(odds.tools, key=lambda one: one[1])[0]
-        called = odds.call >= began.thresholds.call
+        name = decided(odds, began.thresholds.call)
         sure = max(one.probability for one in found)
         if sure < began.thresholds.hand_over:
             raise UnsureError(f"the likeliest next thing has a probability of {sure:.2f}, and a person is to take over")
         request = replace(
             request,
-            tool_mode="required" if called else "auto",
-            tool_names=frozenset([name]) if called else frozenset(),
+            tool_mode="required" if name else "auto",
+            tool_names=frozenset([name]) if name else frozenset(),
             parallel_tool_calls=False,
         )
     digest = await _digest(client, request)

@@ -58,6 +58,11 @@ def _neutral(request: ChatRequest, messages: int) -> ChatRequest:
     return replace(request, messages=tuple(kept))
 
 
+def decided(odds: ToolOdds, call_from: float) -> str:
+    """The tool that is called, or "" for an answer in words: a call is made where it is at least this likely."""
+    return max(odds.tools, key=lambda one: one[1])[0] if odds.call >= call_from else ""
+
+
 def candidates(odds: ToolOdds) -> tuple[Candidate, ...]:
     """What the model could do next, likeliest first: each tool, and "" for an answer in words."""
     every = [Candidate(name="", probability=max(0.0, 1 - odds.call))]

@@ -12,7 +12,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from qafila.agent.choose import Chooser, candidates
+from qafila.agent.choose import Chooser, candidates, decided
 from qafila.agent.events import Answered, Candidate
 from qafila.agent.journal import Recorded
 from qafila.agent.state import State
@@ -102,8 +102,7 @@ async def explain(client: ChatClient, recorded: Sequence[Recorded], number: int)
         instead = None
         if chosen:
             odds = await chooser.odds(client, ChatRequest(part.without, tools, tool_names=allowed))
-            called = odds.call >= state.began.thresholds.call
-            name = max(odds.tools, key=lambda one: one[1])[0] if called else ""
+            name = decided(odds, state.began.thresholds.call)
             if name != done:
                 instead = next(one for one in candidates(odds) if one.name == name)
         yield Cause(part, change, instead)
