@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qafila.cli.agent_runs import Database, Run
 from qafila.cli.agent_setup import open_journal
 from qafila.errors import UsageError
 
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
 command = typer.Typer(
     add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="The signed log of what agents did."
 )
-_Database = Annotated[
-    str | None,
-    typer.Option(
-        "--database",
-        metavar="URL",
-        envvar="QAFILA_AGENT_DATABASE",
-        help="Where runs are kept (default: SQLite in QAFILA_HOME).",
-    ),
-]
 
 
 @command.command("verify")
@@ -43,7 +35,7 @@ def _verify(
         list[Path] | None,
         typer.Option("--checkpoint", metavar="FILE", help="A checkpoint that was kept elsewhere; may be repeated."),
     ] = None,
-    database: _Database = None,
+    database: Database = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Prove that nothing in the log was changed, removed, reordered or added; status 1 if something was."""
@@ -76,7 +68,7 @@ def _verify(
 def _export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it (JSONL).")],
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    database: _Database = None,
+    database: Database = None,
 ) -> None:
     """Sign the log as it is now and write it out, to be verified anywhere."""
     from qafila.weights.storage import staging
@@ -92,7 +84,7 @@ def _export(
 
 
 @command.command("checkpoint")
-def _checkpoint(database: _Database = None) -> None:
+def _checkpoint(database: Database = None) -> None:
     """Sign the log as it is now and print the note; keep it elsewhere, and a log that is cut short later shows."""
     print(open_journal(database).audit.checkpoint(_signer()), end="")
 
@@ -105,9 +97,9 @@ def _key() -> None:
 
 @command.command("erase")
 def _erase(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The first letters of its id, or `last`.")],
+    run: Run,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
-    database: _Database = None,
+    database: Database = None,
 ) -> None:
     """Erase a run and all that it holds, for ever; the log still verifies."""
     journal = open_journal(database)

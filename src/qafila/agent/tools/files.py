@@ -33,16 +33,6 @@ def files_in(place: Surroundings) -> Iterator[str]:
                     return
 
 
-def _is_utf8(place: Surroundings, path: str) -> bool:
-    with opened_root(place.workspace) as root:
-        found = look(root, path, MOST_BYTES)
-    try:
-        (found[1] if found is not None and found[1] is not None else b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _size(place: Surroundings, path: str) -> int | None:
     """Bytes of a regular file; None where there is none (any more)."""
     try:
@@ -52,8 +42,8 @@ def _size(place: Surroundings, path: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _text(place: Surroundings, path: str) -> tuple[str, str]:
-    """The path as it is in the workspace, and the text of the file there."""
+def _content(place: Surroundings, path: str) -> tuple[str, bytes]:
+    """The path as it is in the workspace, and what the file there holds."""
     clean = inside(path)
     if not clean:
         raise ToolError("path: the workspace itself is no file")
@@ -65,7 +55,7 @@ def _text(place: Surroundings, path: str) -> tuple[str, str]:
         raise ToolError(f"{clean}: is a folder or a link, no file")
     if found[1] is None:
         raise ToolError(f"{clean}: {found[0].size} bytes are too many to read; search it instead")
-    return clean, found[1].decode("utf-8", "replace")
+    return clean, found[1]
 
 
 def list_files(place: Surroundings) -> str:
@@ -75,7 +65,7 @@ def list_files(place: Surroundings) -> str:
 
 def read_file(place: Surroundings, path: str, line: int = 1) -> str:
     """Read a text file from a line on."""
-    _, text = _text(place, path)
+    text = _content(place, path)[1].decode("utf-8", "replace")
     if line < 1:
         raise ToolError("line: the first is 1")
     every = text.splitlines()
@@ -118,9 +108,11 @@ def write_file(place: Surroundings, path: str, text: str) -> Draft:
 
 def edit_file(place: Surroundings, path: str, old: str, new: str) -> Draft:
     """Replace a text in a file; it must be there exactly once."""
-    clean, text = _text(place, path)
-    if "\ufffd" in text and not _is_utf8(place, clean):
-        raise ToolError(f"{clean}: is no UTF-8 text, and an edit would change more of it; write it anew")
+    clean, content = _content(place, path)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ToolError(f"{clean}: is no UTF-8 text, and an edit would change more of it; write it anew") from None
     times = text.count(old) if old else 0
     if times != 1:
         raise ToolError(f"{clean}: the old text is there {times} times, not once")
