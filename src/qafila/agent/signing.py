@@ -50,7 +50,7 @@ class Signer:
                 seed = self._path.read_bytes()
             else:
                 seed = os.urandom(32)
-                with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+                with os.fdopen(descriptor, "wb") as file:
                     file.write(seed)
         except OSError as error:
             raise StorageError(f"{self._path}: {error.strerror}") from None

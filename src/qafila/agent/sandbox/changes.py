@@ -54,7 +54,7 @@ def _what(mode: int) -> What:
 def _read(path: Path, most: int) -> bytes | None:
     """A regular file that is no longer than ``most``; links are not followed and pipes not waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+    with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             return None

@@ -84,7 +84,7 @@ def look(root: int, path: str, most: int) -> tuple[Mark, bytes | None] | None:
             if not stat.S_ISREG(status.st_mode):
                 return Mark.of(status), None
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-            with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            with os.fdopen(descriptor, "rb") as file:
                 status = os.fstat(descriptor)
                 content = file.read(most + 1) if status.st_size <= most else None
             return Mark.of(status), None if content is not None and len(content) > most else content

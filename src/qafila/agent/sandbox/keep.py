@@ -109,7 +109,7 @@ def _place(folder: int, name: str, change: Change, *, replaces: bool) -> None:
         else:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(change.content)
                 file.flush()
                 os.fchmod(file.fileno(), change.mode)
