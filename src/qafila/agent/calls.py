@@ -108,7 +108,7 @@ class Calls:
             return
         if pending.intent is not None:
             intent = pending.intent
-            known = after_crash(intent, surroundings)
+            known = None if tool.repeats else after_crash(intent, surroundings)
             if known is not None:
                 yield _observed(pending, known, started)
                 return
@@ -134,7 +134,7 @@ class Calls:
                     yield _observed(pending, observation(why, "refused"), started)
                     return
             yield intent
-        if tool.effect == "write":
+        if tool.drafts:
             yield _observed(pending, do_edits(intent, surroundings), started)
             return
         found_or_draft = await outcome(tool, arguments, surroundings)
@@ -154,7 +154,7 @@ class Calls:
             effect=tool.effect,
             key=surroundings.key,
         )
-        if tool.effect != "write":
+        if not tool.drafts:
             return made
         found = await outcome(tool, arguments, surroundings)
         if isinstance(found, Observation):

@@ -68,13 +68,15 @@ class Tool:
 
     Attributes:
         schema: name, description and parameters, as the model is told.
-        effect: what a call does. `write` tools change nothing by themselves: they return a `Draft`.
+        effect: what a call does. `write` tools change nothing by themselves: they return a `Draft`, unless they repeat.
         check: validated arguments out of the model's, or ArgumentsError.
         run: a function of validated arguments and surroundings, plain or ``async``. It returns text, a JSON value, or a
             `Draft`, and raises ToolError for what it cannot do.
         live: what arguments can be now, so that a call of what does not exist cannot be written.
         seconds: most time for a call. controls: parameters that say where a call acts: paths, recipients, addresses.
         origin: who made it: ``built-in``, ``python``, or the name of an MCP server.
+        repeats: a call that was interrupted is made again with the same key, since twice is once: what it changes is
+            kept under the key. A `write` tool that repeats acts by itself, as it has no edits to show.
     """
 
     schema: ToolSchema
@@ -85,11 +87,17 @@ class Tool:
     seconds: float = SECONDS
     origin: str = "python"
     controls: frozenset[str] = frozenset()
+    repeats: bool = False
 
     @property
     def name(self) -> str:
         """As the model calls it."""
         return self.schema.name
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it works out edits, for the run to do."""
+        return self.effect == "write" and not self.repeats
 
 
 def tool(
@@ -101,6 +109,7 @@ def tool(
     seconds: float = SECONDS,
     origin: str = "python",
     controls: Collection[str] = (),
+    repeats: bool = False,
 ) -> Tool:
     """Make a tool of a typed function.
 
@@ -131,7 +140,15 @@ def tool(
     parameters = _plain(model.model_json_schema())
     parameters.pop("additionalProperties", None)
     return Tool(
-        ToolSchema(called, description, parameters), effect, check, run, live, seconds, origin, frozenset(controls)
+        ToolSchema(called, description, parameters),
+        effect,
+        check,
+        run,
+        live,
+        seconds,
+        origin,
+        frozenset(controls),
+        repeats,
     )
 
 

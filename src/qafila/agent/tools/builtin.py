@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from qafila.agent.config import Config
 from qafila.agent.tool import Tool, Toolbox
 from qafila.agent.tools import calculate, commands, files
+from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 
 
-def builtin(names: Sequence[str] | None = None) -> Toolbox:
-    """The built-in tools: all, or those of these names in this order.
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What tools work with besides a run's surroundings.
+
+    Attributes:
+        config: the user's settings. client: a model, for tools that ask one. database: the URL of what is remembered.
+    """
+
+    config: Config = field(default_factory=Config)
+    client: ChatClient | None = None
+    database: str | None = None
+
+
+def builtin(names: Sequence[str] | None = None, resources: Resources | None = None) -> Toolbox:
+    """The built-in tools: all that these resources allow, or those of these names in this order.
 
     Raises:
         UsageError: a name that none has.
