@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from qafila.agent.events import Answered, Budget, Observed, Thresholds
+from qafila.agent.events import Answered, Began, Budget, Event, Observed, Thresholds
 from qafila.agent.explain import explain, parts
-from qafila.agent.journal import Journal
+from qafila.agent.journal import Journal, RunLine
 from qafila.agent.loop import Agent, Settings
 from qafila.agent.replay import verify, what_if
 from qafila.agent.state import State
 from qafila.agent.tools.builtin import builtin
+from qafila.chat.client import ChatRequest, Generation, whole
 from qafila.chat.llama import Llama
 from qafila.chat.local import LocalClient
 from qafila.errors import AgentError
@@ -70,6 +74,95 @@ def test_every_token_is_the_same_on_one_thread(default_gguf: Path, made: tuple[J
     answers = [one for one in recorded if isinstance(one.event, Answered)]
     assert len(answers) >= 2
     assert asyncio.run(check()) == [None] * len(answers)
+
+
+def test_every_token_is_the_same_in_a_busy_batch(llama: Llama, made: tuple[Journal, str]) -> None:
+    journal, run = made
+    recorded = journal.events(run)
+
+    async def chatter(client: LocalClient, number: int, ended: asyncio.Event) -> int:
+        """Answers of somebody else, one after another, until the replay is over."""
+        tokens = 0
+        while not ended.is_set():
+            asked = ChatRequest(
+                (Message("user", f"Tell me {number} things about camels."),),
+                generation=Generation(max_tokens=24 + 8 * number, seed=number, temperature=1.0),
+            )
+            tokens += (await whole(client.chat(asked)))[1].generated
+        return tokens
+
+    async def check() -> tuple[list[str | None], list[int]]:
+        client = LocalClient(llama, "default")
+        ended = asyncio.Event()
+        others = [asyncio.create_task(chatter(client, number, ended)) for number in range(6)]
+        try:
+            await asyncio.sleep(0.2)  # they are under way
+            found = [one.difference async for one in verify(client, recorded)]
+            ended.set()
+            return found, await asyncio.gather(*others)
+        finally:
+            await client.close()
+
+    differences, others = asyncio.run(check())
+    assert differences == [None] * len(differences)
+    assert len(differences) >= 2
+    assert min(others) > 0
+
+
+def test_a_run_whose_process_was_killed_goes_on_to_the_same_tokens(
+    default_gguf: Path, llama: Llama, made: tuple[Journal, str], tmp_path: Path
+) -> None:
+    journal, run = made
+    whole_run = [one.event for one in journal.events(run)]
+    began = whole_run[0]
+    assert isinstance(began, Began)
+    url = f"sqlite:///{tmp_path}/agent.sqlite3"
+    code = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from qafila.agent.events import Answered, Began
+from qafila.agent.journal import Journal, RunLine
+from qafila.agent.loop import Agent
+from qafila.agent.tools.builtin import builtin
+from qafila.chat.llama import Llama
+from qafila.chat.local import LocalClient
+
+async def main(model, url, workspace, began):
+    journal = Journal(url)
+    run = journal.begin(Began.model_validate_json(began))
+    client = LocalClient(Llama.load(model), "default")
+    async for one in Agent(client, builtin(["read_file"]), journal, workspace=Path(workspace)).work(run):
+        if isinstance(one.event, Answered):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, str(default_gguf), url, began.workspace, began.model_dump_json()]
+    killed = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    after = Journal(url)
+    (line,) = after.runs()
+    assert line.events == 2  # it began and answered once
+
+    async def go_on() -> list[str | None]:
+        client = LocalClient(llama, "default")
+        try:
+            agent = Agent(client, builtin(["read_file"]), after, workspace=Path(began.workspace))
+            async for _ in agent.work(line.id):
+                pass
+            return [one.difference async for one in verify(client, after.events(line.id))]
+        finally:
+            await client.close()
+
+    assert set(asyncio.run(go_on())) == {None}
+    ids = [
+        [e.message["ids"] for e in events if isinstance(e, Answered)] for events in (whole_run, events_of(after, line))
+    ]
+    assert ids[0] == ids[1]
+
+
+def events_of(journal: Journal, line: RunLine) -> list[Event]:
+    return [one.event for one in journal.events(line.id)]
 
 
 def test_a_token_that_was_changed_in_the_journal_is_found(llama: Llama, made: tuple[Journal, str]) -> None:
