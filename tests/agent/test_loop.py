@@ -396,6 +396,23 @@ def test_the_likeliest_tool_is_called_and_why_is_written_down(place: Place) -> N
     assert len(answered.decision.prompt_sha256) == 64
 
 
+def test_habit_is_measured_without_the_goal_and_with_the_beginnings_of_results(place: Place) -> None:
+    asked: list[ChatRequest] = []
+
+    def watched(request: ChatRequest) -> ToolOdds:
+        asked.append(request)
+        return odds(0.8, read_file=1.0)(request)
+
+    place.workspace.joinpath("long.txt").write_text("words " * 150)
+    client = ScriptedAgent([[("read_file", {"path": "long.txt"})], "done"], abilities=LOCAL, odds=watched)
+    place.begin(client, settings=Settings(choosing="likelihood", thresholds=Thresholds(call=0.5)))
+    own = next(one for one in asked if len(one.messages) == 4 and one.messages[1].text != "...")
+    neutral = next(one for one in asked if len(one.messages) == 4 and one.messages[1].text == "...")
+    assert [one.role for one in own.messages] == [one.role for one in neutral.messages]
+    assert len(own.messages[3].text) > 800
+    assert neutral.messages[3].text == own.messages[3].text[:60]
+
+
 def test_words_where_a_call_is_not_likely_enough(place: Place) -> None:
     settings = Settings(choosing="likelihood", thresholds=Thresholds(call=0.7))
     client = ScriptedAgent(["words"], abilities=LOCAL, odds=odds(0.6, calculate=1.0))

@@ -174,6 +174,19 @@ def test_a_call_that_is_cut_ends_with_length_and_is_no_call(run):
     assert (finished.reason, finished.message.tool_calls) == ("length", ())
 
 
+def test_words_alone_hold_no_call_even_where_the_model_is_bent_on_one(run):
+    repeat = Message("user", "Repeat after me: <tool_call>")
+    messages = (repeat, Message("assistant", "<tool_call>"), repeat)
+    asked = ChatRequest(messages, (WEATHER,), generation=Generation(temperature=0, max_tokens=40))
+    words = replace(asked, tool_names=frozenset())
+    (message,), _ = run(lambda client: whole(client.chat(words)))
+    assert message.tool_calls == ()
+    assert "<tool_call>" not in message.text
+    bare = replace(asked, tools=())
+    (message,), _ = run(lambda client: whole(client.chat(bare)))
+    assert "<tool_call>" in message.text  # or the test would show nothing
+
+
 def test_tokens_of_logprobs_go_with_calls_too(run):
     request = ChatRequest(
         QUESTION, (WEATHER,), "required", generation=Generation(temperature=0, max_tokens=80, logprobs=0)

@@ -26,7 +26,7 @@ from qafila.errors import UsageError
 from qafila.text.argument_schema import MAX_FREE_DEPTH
 from qafila.text.call_stream import CallDelta, CallStream
 from qafila.text.messages import ToolSchema
-from qafila.text.tool_grammar import STYLES, CallStyle, call_grammar
+from qafila.text.tool_grammar import STYLES, CallStyle, call_grammar, words_grammar
 from qafila.text.tools import MAX_CALLS, parse_tool_calls, render_tool_calls
 
 TOKENIZER = ByteTokenizer(LLAMA3, eos="<|eot_id|>")
@@ -116,6 +116,7 @@ def test_calls_one_or_several_with_or_without_prose(style: CallStyle) -> None:
 def test_prose_is_nothing_that_would_be_read_as_a_call(style: CallStyle, text: str) -> None:
     tools = [tool({"a": {"type": "string"}}, "h", required=["a"])]
     assert allowed(call_grammar(tools, style), text) is not None
+    assert allowed(words_grammar(), text) is not None
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -135,6 +136,7 @@ def test_prose_is_nothing_that_would_be_read_as_a_call(style: CallStyle, text: s
 )
 def test_other_prose_is_free(style: CallStyle, text: str) -> None:
     assert allowed(call_grammar(TOOLS, style), text) is None
+    assert allowed(words_grammar(), text) is None
     assert parse_tool_calls(text) is None
 
 

@@ -42,18 +42,26 @@ class Chooser:
         now = await client.tool_odds(_neutral(request, len(request.messages)))
         call = sigmoid(logit(own.call) - (logit(now.call) - logit(start.call)))
         before, habit = dict(start.tools), dict(now.tools)
-        weights = [p * max(before[name], TINY) / max(habit[name], TINY) for name, p in own.tools]
+        weights = [max(p, TINY) * max(before[name], TINY) / max(habit[name], TINY) for name, p in own.tools]
         total = sum(weights)
         return ToolOdds(call, tuple((name, w / total) for (name, _), w in zip(own.tools, weights, strict=True)))
 
 
 #: Messages of a run in which nothing has happened: the system's and the goal.
 _OPENING = 2
+#: Characters of a result that a conversation without a goal keeps.
+_RESULT = 60
 
 
 def _neutral(request: ChatRequest, messages: int) -> ChatRequest:
-    """The same conversation, under a goal that asks for nothing."""
-    kept = list(request.messages[:messages])
+    """The same conversation, under a goal that asks for nothing and with the beginnings of results alone.
+
+    A habit is of the calls, not of what they came to; and a second conversation of full length beside the run's own
+    would push that out of the KV cache.
+    """
+    kept = [
+        replace(one, content=one.text[:_RESULT]) if one.role == "tool" else one for one in request.messages[:messages]
+    ]
     kept[1] = Message("user", NEUTRAL_GOAL)
     return replace(request, messages=tuple(kept))
 

@@ -37,7 +37,7 @@ from qafila.engine.request import GrammarSpec, Request, Token
 from qafila.errors import ChatError, ModelClosedError
 from qafila.text.call_stream import CallStream
 from qafila.text.messages import Message, ToolSchema
-from qafila.text.tool_grammar import call_grammar
+from qafila.text.tool_grammar import call_grammar, words_grammar
 
 if TYPE_CHECKING:
     from qafila.chat.llama import Llama
@@ -189,7 +189,9 @@ class LocalClient:
         calls: Callable[[], CallStream | None] = _no_calls
         if tools and style is None:
             raise ChatError(f"tools: format {chat.name} has no tool calls; leave tools out or choose another model")
-        if tools and style is not None and (names is None or names):
+        if tools and style is not None and names is not None and not names and grammar is None:
+            grammar = GrammarSpec("lark", words_grammar())
+        elif tools and style is not None and (names is None or names):
             text = call_grammar(
                 [request.narrowed.get(tool.name, tool) for tool in tools],
                 style,

@@ -46,6 +46,8 @@ _MARKER = f"/{_ANY}<(tool_call>|function=){_ANY}/"
 _BRACKETS = f"/[{_SPACE}]*\\[{_ANY}\\({_ANY}\\][{_SPACE}]*/"
 _LIST_CALL = f"/[{_SPACE}]*\\[[{_SPACE}]*[\\w.]+[{_SPACE}]*\\({_ANY}/"
 _BUILTIN = f'/[{_SPACE}]*[^{_SPACE}.(]+\\.call\\(query="{_ANY}/'
+_NEVER = f"{_MARKER} | {_OBJECT_CALL} | {_LIST_CALL} | {_BUILTIN}"
+_PROSE = f"/{_ANY}/ & ~({_NEVER} | {_BRACKETS})"
 
 
 def call_grammar(
@@ -91,6 +93,11 @@ def call_grammar(
         after = f" | {_special(begin)} {sentence}" if begin else ""
         rules = f"start: PROSE | {writer.opening('AFTER')}({' | '.join(first)}){several}{writer.end}{after}\n"
     return rules + writer.text()
+
+
+def words_grammar() -> str:
+    """The grammar of an answer that is no call and holds none, in any style; text as of `call_grammar`."""
+    return f"start: PROSE\nPROSE: {_PROSE}\n"
 
 
 class _Style:
@@ -144,9 +151,8 @@ class _Style:
 
     def text(self) -> str:
         """All rules and terminals but ``start``."""
-        never = f"{_MARKER} | {_OBJECT_CALL} | {_LIST_CALL} | {_BUILTIN}"
-        common = [f"WS: /{WHITESPACE}/", f"PROSE: /{_ANY}/ & ~({never} | {_BRACKETS})"]
-        before = f"(/{_ANY}/ & ~({never}))"
+        common = [f"WS: /{WHITESPACE}/", f"PROSE: {_PROSE}"]
+        before = f"(/{_ANY}/ & ~({_NEVER}))"
         if self._style == "pythonic":
             common += ['CALL_END: WS ")"', "MORE: COMMA", self._python.text().rstrip()]
         elif self._style == "function":

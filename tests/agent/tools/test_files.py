@@ -49,7 +49,6 @@ def test_files_are_read_from_a_line_on_and_in_portions(place: Surroundings) -> N
     assert read_file(place, "a.txt") == "first\nNeedle here\nlast"
     assert read_file(place, "/b/c/../c/ملف.txt") == "سطر فيه إبرة"
     assert read_file(place, "a.txt", 3) == "last"
-    assert read_file(place, "a.txt", 9) == ""
     lines = [f"line {i}" for i in range(1, 1001)]
     (place.workspace / "long.txt").write_text("\n".join(lines))
     seen: list[str] = []
@@ -109,7 +108,8 @@ def test_a_file_that_is_no_text_is_not_rewritten_by_an_edit(place: Surroundings)
     [
         (read_file, {"path": "none.txt"}, "there is no such file"), (read_file, {"path": "."}, "is no file"),
         (read_file, {"path": "b"}, "is a folder"), (read_file, {"path": "pipe"}, "no file"),
-        (read_file, {"path": "a.txt", "line": 0}, "the first is 1"), (write_file, {"path": "/", "text": ""}, "name"),
+        (read_file, {"path": "a.txt", "line": 0}, "the first is 1"),
+        (read_file, {"path": "a.txt", "line": 99}, "the last one is"), (write_file, {"path": "/", "text": ""}, "name"),
         (write_file, {"path": "b", "text": "x"}, "is a folder"), (delete_file, {"path": "none"}, "no such file"),
         (delete_file, {"path": "b"}, "is a folder"), (delete_file, {"path": ""}, "is not deleted"),
         (edit_file, {"path": "a.txt", "old": "", "new": "x"}, "0 times"),
@@ -142,6 +142,7 @@ def test_only_what_exists_can_be_named(place: Surroundings) -> None:
     (place.workspace / "long.txt").write_text("x" * MOST_SHOWN)
     again = options(place, ("read_file", {"path": "./a.txt"}), ("read_file", {"path": "long.txt"}), ("list_files", {}))
     assert again.live["read_file"]["path"]["enum"] == ["blob", "long.txt", "b/c/ملف.txt"]
+    assert again.live["read_file"]["line"]["maximum"] == (place.workspace / "long.txt").stat().st_size
     assert again.barred == ("list_files",)
     empty = Surroundings(place.workspace / "b" / "none", find_sandbox)
     assert options(empty).barred == ("read_file", "edit_file", "delete_file")

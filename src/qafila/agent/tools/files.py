@@ -69,6 +69,8 @@ def read_file(place: Surroundings, path: str, line: int = 1) -> str:
     if line < 1:
         raise ToolError("line: the first is 1")
     every = text.splitlines()
+    if line > max(1, len(every)):
+        raise ToolError(f"line: the last one is {len(every)}")
     chosen: list[str] = []
     size = 0
     for one in every[line - 1 :]:
@@ -149,8 +151,13 @@ def _unread(place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[s
     if len(found) > MOST_LIVE:
         return {}
     read = {inside(str(arguments.get("path", ""))) for arguments in made}
-    left = [path for path in found if path not in read or (_size(place, path) or 0) > MOST_SHOWN // 2]
-    return {"path": {"type": "string", "enum": left}} if left else None
+    sizes = {path: _size(place, path) or 0 for path in found}
+    left = [path for path in found if path not in read or sizes[path] > MOST_SHOWN // 2]
+    if not left:
+        return None
+    # A file has no more lines than bytes, and of one that is shown whole there is nothing to go on with.
+    last = max((sizes[path] for path in left if sizes[path] > MOST_SHOWN // 2), default=1)
+    return {"path": {"type": "string", "enum": left}, "line": {"type": "integer", "minimum": 1, "maximum": last}}
 
 
 def tools() -> tuple[Tool, ...]:
