@@ -324,7 +324,8 @@ def test_the_default_model_works_on_a_goal(
     assert len(verified["answers"]) == len(answers)
 
 
-def test_a_bad_policy_is_one_line(tmp_path, capsys):
+def test_a_bad_policy_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("QAFILA_AGENT_DATABASE", f"sqlite:///{tmp_path}/agent.sqlite3")
     policy = tmp_path / "policy.toml"
     policy.write_text("[[rule]]\nthen = 'maybe'\n", encoding="utf-8")
     assert main(["agent", "hi", "--policy", str(policy), "--workspace", str(tmp_path)]) == 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from qafila.agent.config import Config
 from qafila.agent.memory.store import Memory
 from qafila.agent.tool import Tool, Toolbox
-from qafila.agent.tools import calculate, commands, files, remember
+from qafila.agent.tools import calculate, commands, documents, files, remember, translate
 from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 
@@ -34,6 +34,8 @@ def builtin(names: Sequence[str] | None = None, resources: Resources | None = No
         UsageError: a name that none has.
     """
     every: tuple[Tool, ...] = (*files.tools(), *calculate.tools(), *commands.tools())
+    client = resources.client if resources is not None else None
+    every += (*documents.tools(client), *(translate.tools(client) if client is not None else ()))
     if resources is not None and resources.memory is not None:
         every += remember.tools(resources.memory, resources.owner)
     if names is None:

@@ -1,0 +1,79 @@
+"""Questions to documents: what is shown of them, and answers with their lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_agent import Answer, ScriptedAgent
+
+from qafila.agent.sandbox.sandbox import find_sandbox
+from qafila.agent.tool import Surroundings, Tool, ToolError
+from qafila.agent.tools import documents
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Surroundings:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "caravan.txt").write_text("The caravan leaves Cairo on Monday.\nThe guide is called Salma.\n")
+    (folder / "blob.txt").write_bytes(b"guide\0guide")
+    (folder / "picture.png").write_text("guide")
+    (folder / "link.txt").symlink_to("/etc/passwd")
+    return Surroundings(folder, find_sandbox)
+
+
+def made(place: Surroundings, answers: Sequence[Answer] | None = None) -> dict[str, Tool]:
+    client = None if answers is None else ScriptedAgent(answers)
+    url = f"sqlite:///{place.workspace.parent}/documents.sqlite3"
+    return {one.name: one for one in documents.tools(client, url)}
+
+
+def call(tool: Tool, place: Surroundings, **arguments: Any) -> str:
+    async def main() -> str:
+        found: str = await tool.run(tool.check(arguments), place)
+        return found
+
+    return asyncio.run(main())
+
+
+def test_passages_are_shown_with_their_lines(place: Surroundings) -> None:
+    (find,) = made(place).values()  # no model, no answers
+    assert call(find, place, question="Who is the guide?") == (
+        "[caravan.txt:1-2]\nThe caravan leaves Cairo on Monday.\nThe guide is called Salma."
+    )
+    assert call(find, place, question="root") == "(none of 1 passages is about this)"
+    with pytest.raises(ToolError, match="question: is empty"):
+        call(find, place, question="  ")
+
+
+def test_an_answer_names_its_lines_and_what_no_line_says(place: Surroundings) -> None:
+    tools = made(place, ["The guide is Salma. She is forty."])
+    assert call(tools["ask_documents"], place, question="Who is the guide?") == (
+        "The guide is Salma. [caravan.txt:2]\nShe is forty. [no line says this]"
+    )
+
+
+def test_no_answer_is_made_up_where_nothing_is_found(place: Surroundings) -> None:
+    tools = made(place, ["The moon is made of cheese."])
+    assert call(tools["ask_documents"], place, question="moon") == "not in the documents"
+
+
+def test_the_default_model_answers_out_of_a_file(place: Surroundings, default_gguf: Path) -> None:
+    from qafila import Llama
+    from qafila.chat.local import LocalClient
+
+    async def main() -> str:
+        client = LocalClient(Llama.load(default_gguf, threads=1), "default", owns_model=True)
+        url = f"sqlite:///{place.workspace.parent}/documents.sqlite3"
+        tools = {one.name: one for one in documents.tools(client, url)}
+        try:
+            found: str = await tools["ask_documents"].run({"question": "What is the guide called?"}, place)
+            return found
+        finally:
+            await client.close()
+
+    assert "Salma" in asyncio.run(main())
