@@ -4,10 +4,11 @@ llama.cpp's `llama-server`, which is told the same tools and gets results of the
     python benchmarks/agent_session.py [--llama-server PATH] [--steps 20] [--rounds 3] [--json]
 
 First an agent's run in this process: at every step the tokens of the step before, prompt and answer, that did not come
-out of the cache. Then one conversation with `qafila serve` and one with `llama-server` (one slot, its own chat
-template, the best number of threads of its defaults), in turns: every step must be a call, the result of which is a
-file of some 450 characters. Timed is from asking until the first piece of the call arrives.
-scripts/build_llama_server.sh builds the peer; without it our side is measured alone.
+out of the cache. Then one conversation with `qafila serve` and one with `llama-server` (one slot, a thread a core, a
+template that tells tools as our format does, since the model's own has no place for them), in turns. As `llama-server`
+makes this model call nothing, both are told the same calls and results of some 450 characters, whatever they answer.
+Timed is from asking until the first piece of an answer arrives. scripts/build_llama_server.sh builds the peer; without
+it our side is measured alone.
 """
 
 from __future__ import annotations
@@ -32,17 +33,53 @@ from qafila.agent.events import Answered, Budget, Thresholds
 from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent, Settings
 from qafila.agent.tools.builtin import builtin
-from qafila.chat.client import CallPiece, ChatRequest, Finished, Generation, Usage
+from qafila.chat.client import CallPiece, ChatRequest, Generation, TextPiece, Usage
 from qafila.chat.llama import Llama
 from qafila.chat.local import LocalClient
 from qafila.chat.remote import RemoteClient
 from qafila.chat.upstream import Address, Connection, offered
-from qafila.text.messages import Message, ToolSchema
+from qafila.text.messages import Message, ToolCall, ToolSchema
 from qafila.weights.hub import resolve
 
 PEER = Path(__file__).parents[1] / "build" / "llama-server" / "bin" / "llama-server"
 GOAL = "Read every day of the diary and tell me when the caravan arrives."
 BLOCK = 16
+#: Tokens of each answer.
+ANSWER = 48
+TEMPLATE = """{%- if tools %}<|im_start|>system
+{{ messages[0].content if messages[0].role == 'system' else '' }}
+
+# Tools
+
+You may call one or more functions. Their signatures:
+<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+</tools>
+
+For each call give its name and arguments as JSON within <tool_call></tool_call> tags:
+<tool_call>
+{"name": NAME, "arguments": ARGUMENTS}
+</tool_call><|im_end|>
+{% elif messages[0].role == 'system' %}<|im_start|>system
+{{ messages[0].content }}<|im_end|>
+{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'user' or message.role == 'assistant' and not message.tool_calls %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% elif message.role == 'assistant' %}<|im_start|>assistant
+{%- for call in message.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% elif message.role == 'tool' %}<|im_start|>user
+<tool_response>
+{{ message.content }}
+</tool_response><|im_end|>
+{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}
+"""
 _PLACES = ("Cairo", "Asyut", "Dakhla", "Kharga", "Selima", "Dongola", "Merowe", "Berber", "Shendi", "Khartoum")
 
 
@@ -98,25 +135,19 @@ async def session(address: tuple[str, int], steps: int, salt: str) -> list[StepF
     figures = []
     try:
         for day in range(1, steps + 1):
-            request = ChatRequest(
-                tuple(messages),
-                tools,
-                tool_mode="required",
-                parallel_tool_calls=False,
-                generation=Generation(max_tokens=64, temperature=0.0, seed=0),
-            )
+            generation = Generation(max_tokens=ANSWER, temperature=0.0, seed=0)
+            request = ChatRequest(tuple(messages), tools, generation=generation)
             started, first, usage = time.perf_counter(), 0.0, Usage(0, 0, 0)
             async for event in client.chat(request):
-                if isinstance(event, CallPiece):
+                if isinstance(event, CallPiece | TextPiece):
                     first = first or time.perf_counter() - started
-                elif isinstance(event, Finished):
-                    messages.append(event.message)
                 elif isinstance(event, Usage):
                     usage = event
             if not first:
-                raise SystemExit(f"error: {where}: step {day} was no call")
+                raise SystemExit(f"error: {where}: step {day} gave nothing within {ANSWER} tokens")
             figures.append(StepFigures(usage.prompt, usage.cached, usage.generated, first))
-            call = messages[-1].tool_calls[0]
+            call = ToolCall(f"call{day:05}", "read_file", {"path": names[day - 1]})
+            messages.append(Message("assistant", "", tool_calls=(call,)))
             messages.append(Message("tool", diary(day, salt), name=call.name, tool_call_id=call.id))
     finally:
         await client.close()
@@ -131,7 +162,10 @@ def side_by_side(model: Path, binary: Path | None, steps: int, rounds: int, log:
         sides = {"ours": stack.enter_context(running(command, port, "/readyz", log)).address}
         if binary is not None:
             threads = len(os.sched_getaffinity(0))
-            command, port = llama_server(binary, model, 1, threads, "-c", "8192", "--jinja")
+            template = log.with_suffix(".jinja")
+            template.write_text(TEMPLATE, encoding="utf-8")
+            options = ("-c", "8192", "--jinja", "--chat-template-file", str(template))
+            command, port = llama_server(binary, model, 1, threads, *options)
             sides["llama-server"] = stack.enter_context(running(command, port, "/health", log)).address
         for number in range(rounds + 1):
             for side, address in sides.items():
@@ -152,9 +186,11 @@ def side_by_side(model: Path, binary: Path | None, steps: int, rounds: int, log:
     }
 
 
-def recomputed(figures: list[StepFigures]) -> list[int]:
-    """Tokens of the step before, prompt and answer, that each step computed again."""
-    return [max(0, before.read + before.generated - after.cached) for before, after in itertools.pairwise(figures)]
+def recomputed(figures: list[StepFigures], *, answers: bool) -> list[int]:
+    """Tokens of the step before that each step computed again: of its prompt, and of its answer where that was kept."""
+    return [
+        max(0, before.read + before.generated * answers - after.cached) for before, after in itertools.pairwise(figures)
+    ]
 
 
 def main() -> None:
@@ -179,7 +215,7 @@ def main() -> None:
             "steps": len(own),
             "last_prompt": own[-1].read,
             "cached_of_read": sum(one.cached for one in own) / sum(one.read for one in own),
-            "computed_again_most": max(recomputed(own)),
+            "computed_again_most": max(recomputed(own, answers=True)),
             "first_ms": [round(1000 * one.first, 1) for one in own],
         },
         "servers": {
@@ -187,7 +223,7 @@ def main() -> None:
                 "first_ms": [round(1000 * one.first, 1) for one in figures],
                 "median_first_ms": round(1000 * median(one.first for one in figures[1:]), 1),
                 "last_prompt": figures[-1].read,
-                "computed_again_most": max(recomputed(figures)),
+                "computed_again_most": max(recomputed(figures, answers=False)),
             }
             for side, figures in sides.items()
         },
