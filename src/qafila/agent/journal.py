@@ -25,6 +25,7 @@ from pydantic_core import PydanticSerializationError
 from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
 from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
 from qafila.agent.memory.store import Memory
+from qafila.agent.schedules.store import Schedules
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 from qafila.errors import AgentError, StorageError
 
@@ -85,6 +86,10 @@ class Recorded:
     number: int
     at: float
     event: Event
+
+
+class BusyError(AgentError):
+    """Another process works on the run."""
 
 
 class Journal:
@@ -246,6 +251,11 @@ class Journal:
         """What is remembered between runs, in the same database."""
         return Memory(self._engine, clock=self._clock)
 
+    @functools.cached_property
+    def schedules(self) -> Schedules:
+        """What begins by itself, in the same database."""
+        return Schedules(self._engine, clock=self._clock)
+
     @property
     def audit(self) -> AuditLog:
         """The log of everything that was ever written down here."""
@@ -268,10 +278,14 @@ class Journal:
             memory.forget_run(connection, run)
         return erased
 
-    def _check_there(self, run: str) -> None:
+    def holds(self, run: str) -> bool:
+        """Whether there is a run of this id."""
         with reading(self._engine) as connection:
-            if connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is None:
-                raise _unknown(run)
+            return connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is not None
+
+    def _check_there(self, run: str) -> None:
+        if not self.holds(run):
+            raise _unknown(run)
 
     def worked_on(self, run: str) -> bool:
         """Whether a process works on a run just now.
@@ -283,7 +297,7 @@ class Journal:
         try:
             with self.hold(run):
                 return False
-        except AgentError:
+        except BusyError:
             return True
 
     @contextlib.contextmanager
@@ -291,10 +305,10 @@ class Journal:
         """Work on a run while no other process does.
 
         Raises:
-            AgentError: no such run, or another process works on it. StorageError: its lock cannot be made.
+            AgentError: no such run. BusyError: another process works on it. StorageError: its lock cannot be made.
         """
         self._check_there(run)
-        busy = AgentError(f"run {run} is being worked on by another process; wait for it, or stop it first")
+        busy = BusyError(f"run {run} is being worked on by another process; wait for it, or stop it first")
         if self._engine.dialect.name == "postgresql":
             number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big", signed=True)
             with self._engine.connect() as connection:
