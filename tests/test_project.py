@@ -29,6 +29,7 @@ EXTRA_IMPORTS = {
     "pydantic": "serve",
     "sqlalchemy": "serve",
     "prometheus_client": "serve",
+    "cronsim": "agent",
     "cryptography": "agent",
     "pydantic_core": "agent",
     "opentelemetry": "telemetry",

@@ -131,6 +131,7 @@ def test_settings_say_the_zone_and_the_quiet_hours(shell: Shell, tmp_path: Path)
         (("schedule", "add", " ", "--on", "a"), "the goal is empty"),
         (("schedule", "add", "x", "--cron", "7"), "--cron '7': has five fields"),
         (("schedule", "add", "x", "--at", "tomorrow"), "--at 'tomorrow': is no time"),
+        (("schedule", "add", "x", "--at", "2020-01-01 09:00"), "--at '2020-01-01 09:00': is over"),
         (("schedule", "add", "x", "--on", "a", "--zone", "Mars"), "--zone 'Mars'"),
         (("schedule", "add", "x", "--on", "a", "--missed", "some"), "none of skip, once, all"),
         (("schedule", "add", "x", "--on", "a", "--tools", "fly"), "no built-in tool 'fly'"),

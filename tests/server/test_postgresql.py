@@ -14,7 +14,11 @@ import pytest
 import sqlalchemy as sa
 
 from qafila import database
-from qafila.errors import StorageError
+from qafila.agent.memory.store import Memory
+from qafila.agent.schedules import triggers
+from qafila.agent.schedules.planner import Planner
+from qafila.agent.schedules.store import Schedules, Wanted
+from qafila.errors import AgentError, StorageError
 from qafila.server.responses_store import BrokenConversationError, Kept, ResponseStore
 from qafila.text.messages import Message
 
@@ -125,3 +129,38 @@ def test_a_server_that_is_not_there_is_named_without_its_password():
         database.open_database("postgresql+psycopg://u:secret@127.0.0.1:1/none?connect_timeout=2")
     assert "127.0.0.1" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_agents_remember_and_forget(url):
+    memory = Memory(url)
+    one = memory.add("salma", "fact", "طبيب أسناني هو د. عمرو")
+    memory.add("salma", "fact", "the gate code is 7", trusted=False, state="proposed", key="k", run="r")
+    memory.add("omar", "fact", "my dentist is Mona")
+    assert memory.list("salma", words="الاسنان") == memory.list("salma", words="عمرو") == [one]
+    assert memory.take_back("k").text == "the gate code is 7"
+    memory.edit("salma", one.id, "my dentist is Amr")
+    memory.consolidate("salma")
+    assert [found.text for found in memory.list("salma", words="dentist")] == ["my dentist is Amr"]
+    memory.forget("salma", one.id)
+    assert memory.list("salma") == []
+    with pytest.raises(AgentError, match="control characters"):
+        memory.add("salma", "fact", "a\x00b")
+    memory.close()
+
+
+def test_what_is_due_is_planned_once_by_servers_side_by_side(url):
+    now = [0.0]
+    sides = [Schedules(url, clock=lambda: now[0]) for _ in range(4)]
+    sides[0].add("", Wanted("s", "go", triggers.cron("0 * * * *", "UTC"), "/tmp", missed="all"))
+    for hour in range(1, 6):
+        now[0] = hour * 3600.0 + 1
+        with ThreadPoolExecutor(len(sides)) as pool:
+            list(pool.map(lambda side: side.plan(Planner(now[0])), sides))
+        (found,) = sides[0].open_fires()
+        assert found[0].due == hour * 3600.0
+        with ThreadPoolExecutor(len(sides)) as pool:
+            ended = list(pool.map(lambda side, found=found: side.end(*found, "done", "r", "told"), sides))
+        assert sorted(ended) == [False, False, False, True]
+    assert len(sides[0].notices("")) == 5
+    for side in sides:
+        side.close()

@@ -187,7 +187,7 @@ def scheduler(
             "--policy",
             metavar="FILE",
             envvar="QAFILA_AGENT_POLICY",
-            help="What is denied, or asked about even to read.",
+            help="What is denied, or asked about.",
         ),
     ] = None,
     config: _Config = None,
@@ -309,6 +309,7 @@ def _trigger(
     cron: str | None, at: str | None, before_events: str | None, on_file: str | None, on: str | None, zone: str
 ) -> Trigger:
     from qafila.agent.schedules import triggers
+    from qafila.agent.schedules.instants import next_time
 
     given = [one for one in (cron, at, before_events, on_file, on) if one is not None]
     if len(given) != 1:
@@ -316,7 +317,10 @@ def _trigger(
     if cron is not None:
         return triggers.cron(cron, zone)
     if at is not None:
-        return triggers.once(at, zone)
+        found = triggers.once(at, zone)
+        if next_time(found, datetime.now(UTC)) is None:
+            raise UsageError(f"--at {at!r:.60}: is over in {zone}")
+        return found
     if before_events is not None:
         if _reader() is None:
             raise UsageError("--before-events: this Qafila reads no calendars")

@@ -24,7 +24,7 @@ def memory(file: Path) -> Iterator[Memory]:
     ticks = itertools.count(1000.0)
     made = Memory(f"sqlite:///{file}", clock=lambda: next(ticks))
     yield made
-    made._engine.dispose()
+    made.close()
 
 
 def texts(memory: Memory, owner: str = "", **which: object) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 import zoneinfo
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -232,6 +233,21 @@ def test_a_calendar_that_cannot_be_read_is_told_and_holds_nothing_up(desk: Desk)
     assert "events: calendar.ics: is no calendar" in desk.said
 
 
+def test_a_calendar_that_is_a_link_out_of_the_workspace_is_not_read(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "private.ics").write_text("private")
+    (desk.place.workspace / "calendar.ics").symlink_to(tmp_path / "private.ics")
+    read: list[str] = []
+
+    def reader(text: str, after: datetime, until: datetime) -> list[Occasion]:
+        read.append(text)
+        return []
+
+    desk.options = {"reader": reader}
+    desk.add(triggers.before_events("15m", CAIRO))
+    assert desk.look() == 0
+    assert read == []
+
+
 def test_a_brief_may_be_silent(desk: Desk) -> None:
     desk.add(DAILY, brief=True)
     for day, answer in enumerate(["nothing", "لا شيءَ.", "", "Rain today."], 1):
@@ -336,14 +352,11 @@ def test_a_crash_anywhere_begins_it_once(desk: Desk, monkeypatch: pytest.MonkeyP
     assert [one.status for one in desk.place.journal.runs()] == ["done"]
 
 
-def test_two_processes_begin_it_once(place: Place, tmp_path: Path) -> None:
-    schedules = Schedules(place.journal._engine, clock=lambda: 0.0)
-    for number in range(4):
-        wanted = Wanted(f"s{number}", "go", triggers.cron("0 7 * * *", "UTC"), str(place.workspace))
-        schedules.add("", wanted)
+def begun(place: Place, delay: float) -> subprocess.Popen[str]:
+    """A process that works what is due, three times over, once it is told to go."""
     work = textwrap.dedent(
         f"""
-        import asyncio, sys, time
+        import asyncio, sys
         from pathlib import Path
         from qafila.agent.journal import Journal
         from qafila.agent.loop import Agent
@@ -355,7 +368,7 @@ def test_two_processes_begin_it_once(place: Place, tmp_path: Path) -> None:
         journal = Journal({place.url!r})
         schedules = Schedules({place.url!r}, clock=lambda: 86400.0 * 3)
         def agent_for(schedule):
-            client = ScriptedAgent(["well"], delay=0.02)
+            client = ScriptedAgent(["well"], delay={delay})
             return Agent(client, Toolbox(()), journal, workspace=Path({str(place.workspace)!r}))
         scheduler = Scheduler(schedules, journal, agent_for)
         print("ready", flush=True)
@@ -365,29 +378,61 @@ def test_two_processes_begin_it_once(place: Place, tmp_path: Path) -> None:
         """
     )
     path = os.pathsep.join([*sys.path, str(Path(__file__).parents[2] / "doubles")])
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", work],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def check_each_begun_once(place: Place, schedules: Schedules) -> None:
+    # What a process left because another held it, or was killed, is closed first.
+    asyncio.run(Scheduler(schedules, place.journal, lambda _: place.agent(["well"], ())).once())
+    every = sorted(one.wanted.name for one in schedules.list())
+    assert [one.status for one in place.journal.runs()] == ["done"] * len(every)
+    assert sorted(one.schedule for one in schedules.notices("")) == every
+
+
+def several(place: Place, number: int) -> Schedules:
+    schedules = Schedules(place.journal._engine, clock=lambda: 0.0)
+    for one in range(number):
+        wanted = Wanted(f"s{one}", "go", triggers.cron("0 7 * * *", "UTC"), str(place.workspace))
+        schedules.add("", wanted)
+    return schedules
+
+
+def test_two_processes_begin_it_once(place: Place) -> None:
+    schedules = several(place, 4)
+    both = [begun(place, 0.02) for _ in range(2)]
     for one in both:
-        assert one.stdout is not None
-        assert one.stdout.readline() == "ready\n"
-    for one in both:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
+        go(one)
     for one in both:
         one.communicate(timeout=60)
         assert one.returncode == 0
-    asyncio.run(
-        Scheduler(schedules, place.journal, lambda _: place.agent(["well"], ()), tell=print).once()
-    )  # what one left because the other held it is closed
-    assert [one.status for one in place.journal.runs()] == ["done"] * 4
-    assert len(schedules.notices("")) == 4
-    assert sorted(one.schedule for one in schedules.notices("")) == [f"s{number}" for number in range(4)]
+    check_each_begun_once(place, schedules)
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_begin_it_once(place: Place) -> None:
+    schedules = several(place, 12)
+    for number in range(8):
+        process = begun(place, 0.01)
+        go(process)
+        time.sleep(0.02 + 0.013 * number)
+        process.kill()
+        process.communicate(timeout=60)
+    check_each_begun_once(place, schedules)
 
 
 def test_a_run_is_named_by_what_set_it_off(desk: Desk) -> None:

@@ -101,6 +101,10 @@ class Memory:
         with writing(self._engine) as connection:
             self._index.prepare(connection)
 
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
     def add(
         self,
         owner: str,

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from qafila.agent.edits import inside
+from qafila.agent.sandbox.entries import look, opened_root
 from qafila.agent.schedules.instants import MOST_MISSED, Quiet, due_times
 from qafila.agent.schedules.store import Fire, Planned, Schedule
 from qafila.agent.schedules.triggers import BeforeEvents, Cron, Once, OnFile, lead
@@ -78,14 +80,15 @@ class Planner:
         return self._waits_until(self.moment) > self.moment
 
     def __call__(self, schedule: Schedule) -> Planned | None:
-        """What a schedule sets off; None in quiet hours, and where it waits for a name."""
+        """What a schedule sets off; None in quiet hours, and where nothing came."""
         if self.is_quiet:
             return None
         after = datetime.fromtimestamp(schedule.checked, UTC)
         match schedule.wanted.trigger:
             case Cron() | Once() as trigger:
-                times = self._wanted_times(schedule, due_times(trigger, after, self.moment))
-                return Planned([_fire(schedule, at) for at in times], self.now)
+                times = due_times(trigger, after, self.moment)
+                fires = [_fire(schedule, at) for at in self._wanted_times(schedule, times)]
+                return Planned(fires, self.now) if times else None
             case BeforeEvents() as trigger:
                 try:
                     return Planned(self._before_events(schedule, trigger, after), self.now)
@@ -140,11 +143,11 @@ class Planner:
             return
         zone = zoneinfo.ZoneInfo(trigger.zone)
         for name in self.calendars:
-            text = _text(Path(schedule.wanted.workspace) / name)
+            text = _text(Path(schedule.wanted.workspace), name)
             if text is not None:
                 yield from self.reader(text, after.astimezone(zone), until.astimezone(zone))
 
-    def _changed_files(self, schedule: Schedule, trigger: OnFile) -> Planned:
+    def _changed_files(self, schedule: Schedule, trigger: OnFile) -> Planned | None:
         found = files(Path(schedule.wanted.workspace), trigger.pattern)
         seen: dict[str, str] = {}
         changed: list[str] = []
@@ -161,7 +164,7 @@ class Planner:
                 if not (schedule.wanted.skip_quiet and self._waits_until(at) > at):
                     changed.append(path)
         if not changed:
-            return Planned([], self.now, seen)
+            return None if seen == schedule.seen else Planned([], self.now, seen)
         marks = "\n".join([str(schedule.checked), *(f"{path}\0{seen[path]}" for path in changed)])
         token = hashlib.sha256(marks.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         rest = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
@@ -199,10 +202,10 @@ def _fire(schedule: Schedule, at: datetime, token: str = "", about: str = "") ->
     return Fire(f"{name}:{token}" if token else name, schedule.id, at.timestamp(), about)
 
 
-def _text(path: Path) -> str | None:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            return None
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+def _text(workspace: Path, name: str) -> str | None:
+    """What a regular file of the workspace holds; None where there is none. Links are not followed."""
+    with opened_root(workspace) as root:
+        found = look(root, inside(name), _MOST_BYTES)
+    if found is None or found[1] is None or not stat.S_ISREG(found[0].mode):
         return None
+    return found[1].decode("utf-8", "replace")

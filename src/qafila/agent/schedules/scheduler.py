@@ -81,6 +81,7 @@ class Scheduler:
     ) -> None:
         self._schedules, self._journal, self._agent_for = schedules, journal, agent_for
         self._quiet, self._reader, self._calendars, self._tell = quiet, reader, calendars, tell
+        self._problems: list[str] = []
 
     async def forever(self) -> None:
         """Work what is due, again and again; it ends by being cancelled, and what was under way goes on next time."""
@@ -97,7 +98,9 @@ class Scheduler:
         planner = self._planner()
         self._schedules.plan(planner)
         for problem in planner.problems:
-            self._tell(problem)
+            if problem not in self._problems:
+                self._tell(problem)
+        self._problems = planner.problems
         ended = 0
         for fire, schedule in self._schedules.open_fires():
             ended += await self._work(fire, schedule)

@@ -178,6 +178,10 @@ class Schedules:
         self.clock = clock
         prepare(self._engine, SCHEMA)
 
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
     def add(self, owner: str, wanted: Wanted, seen: Mapping[str, str] | None = None) -> Schedule:
         """Keep a schedule; what came before it does not set it off. ``seen``: files that are there already.
 

@@ -88,8 +88,10 @@ def cron(fields: str, zone: str) -> Cron:
     Raises:
         UsageError: they are none, or never come.
     """
-    from cronsim import CronSim, CronSimError
-
+    try:
+        from cronsim import CronSim, CronSimError
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--cron: {error.name} is missing; `pip install 'qafila[agent]'` brings it") from None
     written = " ".join(_digits(fields).split())
     if len(written.split(" ")) != 5:
         raise UsageError(f'--cron {fields!r:.60}: has five fields, as in "0 7 * * *"')
