@@ -269,13 +269,14 @@ class Journal:
         Raises:
             AgentError: no such run, or it is being worked on.
         """
-        memory = self.memory  # its tables are there before the transaction begins
+        memory, schedules = self.memory, self.schedules  # their tables are there before the transaction begins
         with self.hold(run), writing(self._engine) as connection:
             erased = self.audit.forget(connection, run)
             for table in (_INBOX, _EVENTS):
                 connection.execute(table.delete().where(table.c.run == run))
             connection.execute(_RUNS.delete().where(_RUNS.c.id == run))
             memory.forget_run(connection, run)
+            schedules.forget_run(connection, run)
         return erased
 
     def holds(self, run: str) -> bool:

@@ -102,7 +102,7 @@ def _add(
         raise UsageError(f"--missed {missed!r:.40}: is none of {', '.join(policies)}")
     names = None if tools is None else [one.strip() for one in tools.split(",") if one.strip() not in ("", "none")]
     if names is not None:
-        builtin(names, Resources(memory=journal.memory))  # says which there is not
+        builtin(names, Resources(settings, memory=journal.memory))  # says which there is not
     called = known_name("--name", name) if name is not None else _free_name(journal, trigger.kind)
     wanted = Wanted(
         called, goal, trigger, str(where), None if names is None else tuple(names), steps, how, skip_quiet, brief

@@ -443,3 +443,6 @@ def test_a_run_is_named_by_what_set_it_off(desk: Desk) -> None:
     first = desk.place.journal.events(run)[0].event
     assert isinstance(first, Began)
     assert first.goal == "look around"
+    desk.place.journal.erase(run)
+    assert desk.notices == []
+    assert desk.look() == 0

@@ -16,7 +16,7 @@ from qafila.database import TABLES, Schema, open_database, prepare, reading, wri
 from qafila.errors import AgentError
 
 Missed: TypeAlias = Literal["skip", "once", "all"]
-#: Schedules of an owner, and days after which what was set off is no longer listed.
+#: Schedules of an owner, and days for which it is known what was set off and what was told.
 MOST_SCHEDULES = 200
 _KEPT_DAYS = 400
 
@@ -299,8 +299,9 @@ class Schedules:
                 if connection.execute(query).rowcount:
                     for fire in planned.fires:
                         self._insert(connection, fire)
-            old = (_FIRES.c.status != "due") & (_FIRES.c.due < self.clock() - _KEPT_DAYS * 86400)
-            connection.execute(_FIRES.delete().where(old))
+            long_ago = self.clock() - _KEPT_DAYS * 86400
+            connection.execute(_FIRES.delete().where((_FIRES.c.status != "due") & (_FIRES.c.due < long_ago)))
+            connection.execute(_NOTICES.delete().where(_NOTICES.c.read & (_NOTICES.c.at < long_ago)))
 
     def _insert(self, connection: sa.Connection, fire: Fire) -> None:
         if connection.scalar(sa.select(_FIRES.c.id).where(_FIRES.c.id == fire.id)) is None:
@@ -336,6 +337,10 @@ class Schedules:
         with reading(self._engine) as connection:
             rows = connection.execute(query.where(_NOTICES.c.read.is_(False)) if unread else query).all()
         return [Notice(row.id, row.schedule, row.run, row.at, row.text, row.read) for row in rows]
+
+    def forget_run(self, connection: sa.Connection, run: str) -> None:
+        """Delete what a run had to tell."""
+        connection.execute(_NOTICES.delete().where(_NOTICES.c.run == run))
 
     def mark_read(self, owner: str, notices: Sequence[int]) -> None:
         """These notices have been read."""
