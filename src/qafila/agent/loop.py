@@ -105,8 +105,11 @@ class Agent:
         self._policy, self._approver = policy or Policy(), approver
         self._settings, self._tell, self._sandbox = settings or Settings(), tell, sandbox
 
-    def begin(self, goal: str) -> str:
+    def begin(self, goal: str, *, owner: str = "", served: str | None = None) -> str:
         """Write down a new run; `work` carries it out. Gives its id.
+
+        Args:
+            goal: what is to be done. owner, served: as in `qafila.agent.journal.RunLine`.
 
         Raises:
             AgentError: the goal is none.
@@ -131,7 +134,18 @@ class Agent:
             answer_tokens=settings.answer_tokens,
             version=__version__,
         )
-        return self.journal.begin(began)
+        return self.journal.begin(began, owner=owner, served=served)
+
+    def go_on(self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None) -> None:
+        """Write down that a run is to go on, with what was said and decided; `work` then carries it on.
+
+        Raises:
+            AgentError, StorageError: as `work`; nothing was written then, or as much as to go on without the words.
+        """
+        with self.journal.hold(run):
+            worker = _Worker(self, run, State.of(self.journal.events(run)))
+            for event in worker.opening(say, decisions or {}):
+                worker.write(event)
 
     async def work(
         self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None
