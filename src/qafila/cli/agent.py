@@ -104,7 +104,7 @@ def _begin(
     from qafila.agent.events import Budget
     from qafila.agent.loop import Settings, check_goal
 
-    if choose is not None and choose != "free" and choose != "likelihood":
+    if choose not in (None, "free", "likelihood"):
         raise UsageError(f"--choose {choose!r:.40}: is neither free nor likelihood")
     where = workspace(folder)
     text = stdin.whole() if goal == "-" else goal
@@ -256,7 +256,7 @@ def _agent(
     policy: Policy,
     settings: Settings,
     as_json: bool,
-    choose: Choosing | None,
+    choose: str | None,
     given: Calibration | None,
     **model: Any,
 ) -> Agent:
@@ -266,7 +266,8 @@ def _agent(
 
     toolbox = builtin(names)
     client = open_client(**model)
-    choosing, known = settled(client, choose, given, option="--choose likelihood")
+    wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"
+    choosing, known = settled(client, wished, given, option="--choose likelihood")
     if not client.abilities.exact_likelihood and not as_json:
         print(f"note: {client.name} gives no likelihoods: no probabilities, replay or explanations", file=sys.stderr)
     settings = replace(settings, choosing=choosing, calibration=known)

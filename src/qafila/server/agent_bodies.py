@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from qafila.server.body import Body
 
 # Characters of what people say to an agent; more belongs into a file of its workspace.
-_Text = Annotated[str, Field(max_length=100_000)]
+_MOST = 100_000
+
+
+def _is_text(text: str) -> str:
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("holds what is no text (NUL, or half a surrogate pair)")
+    return text
+
+
+def _says_something(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; say something")
+    return text
+
+
+_Text = Annotated[str, Field(max_length=_MOST), AfterValidator(_is_text)]
+_Words = Annotated[_Text, AfterValidator(_says_something)]
 _Call = Annotated[str, Field(max_length=64)]
 
 
@@ -27,10 +43,10 @@ class BudgetBody(Body):
 class RunBody(Body):
     """``POST /v1/agent/runs``."""
 
-    goal: _Text
+    goal: _Words
     model: str | None = None
     tools: list[str] | None = Field(None, max_length=128)
-    budget: BudgetBody = Field(default_factory=BudgetBody)
+    budget: BudgetBody | None = None
     instructions: _Text = ""
     seed: int = Field(0, ge=0, le=2**32 - 1)
     temperature: float = Field(0.0, ge=0, le=2)
@@ -50,7 +66,7 @@ class DecideBody(Body):
 class SayBody(Body):
     """``POST /v1/agent/runs/{id}/say``."""
 
-    text: _Text
+    text: _Words
 
 
 class StopBody(Body):
@@ -60,7 +76,7 @@ class StopBody(Body):
 class ResumeBody(Body):
     """``POST /v1/agent/runs/{id}/resume``."""
 
-    text: _Text | None = None
+    text: _Words | None = None
 
 
 class UndoBody(Body):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, Request, Response
@@ -64,15 +64,14 @@ async def create_run(request: Request, body: RunBody) -> Response:
     model = body.model or next(iter(models.entries))
     models.find(model)
     settings = Settings(
-        budget=Budget(steps=body.budget.steps, tokens=body.budget.tokens, seconds=body.budget.seconds),
+        budget=Budget() if body.budget is None else Budget(**body.budget.model_dump()),
         seed=body.seed,
         temperature=body.temperature,
         answer_tokens=body.max_tokens,
         instructions=body.instructions,
     )
     await _admitted(request, caller)
-    beginning = agents.begin(caller, body.goal, model, body.tools, body.choosing, settings)
-    run = await asyncio.shield(asyncio.ensure_future(beginning))
+    run = await agents.begin(caller, body.goal, model, body.tools, body.choosing, settings)
     line = await _line(request, run)
     told = await _told(agents, line)
     if not body.stream:
@@ -160,7 +159,6 @@ async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
 async def say(request: Request, run_id: str, body: SayBody) -> Response:
     """Tell a run something: it reads it before its next step, or when it goes on."""
     agents, line = _agents_of(request), await _line(request, run_id)
-    _check_said(body.text)
     await _admitted(request, caller_of(request))
 
     def leave() -> None:
@@ -187,8 +185,6 @@ async def resume(request: Request, run_id: str, body: ResumeBody | None = None) 
     """Go on with a run that ended, was stopped or interrupted; ``text`` says what is to be done now."""
     agents, caller, line = _agents_of(request), caller_of(request), await _line(request, run_id)
     text = None if body is None else body.text
-    if text is not None:
-        _check_said(text)
     await _admitted(request, caller)
     return await _went_on(agents, line, agents.go_on(line, caller, say=text))
 
@@ -294,11 +290,6 @@ def _number(query: dict[str, str], name: str, default: int, *, least: int, most:
     return number
 
 
-def _check_said(text: str) -> None:
-    if not text.strip():
-        raise ApiError(400, "text: there is nothing to say", param="text")
-
-
 async def _admitted(request: Request, caller: Caller) -> None:
     """Count a request that makes a run work against its key's rates; its steps find room for themselves."""
     async with service_of(request).gate.admit(caller):
@@ -314,10 +305,9 @@ async def _told(agents: Agents, line: RunLine) -> dict[str, Any]:
     return await told(agents, line)
 
 
-async def _went_on(agents: Agents, line: RunLine, going_on: Any) -> Response:
-    # Not given up when the client goes away: half of it would be a run that goes on and is not worked on.
+async def _went_on(agents: Agents, line: RunLine, going_on: Coroutine[Any, Any, None]) -> Response:
     try:
-        await asyncio.shield(asyncio.ensure_future(going_on))
+        await going_on
     except AgentError as error:
         raise ApiError(409, str(error), code="run_busy") from None
     return Json(await _told(agents, line))

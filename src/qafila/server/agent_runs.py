@@ -99,6 +99,7 @@ class Agents:
         await asyncio.to_thread(self.journal.close)
 
     async def _take_up(self) -> None:
+        await asyncio.to_thread(self._count_waiting)
         for line in await asyncio.to_thread(self.journal.served_runs):
             try:
                 caller = await asyncio.to_thread(self._caller_of, line)
@@ -165,6 +166,7 @@ class Agents:
                 except BaseException:
                     self.journal.serve(line.id, line.served)
                     raise
+                self._count_waiting()
 
             await asyncio.to_thread(write)
             self._work_on(agent, line.id)
@@ -270,6 +272,8 @@ class Agents:
         loop = asyncio.get_running_loop()
 
         def tell(recorded: Recorded) -> None:
+            if isinstance(recorded.event, Ended):
+                self._count_waiting()
             with contextlib.suppress(RuntimeError):  # the loop is gone: nobody watches
                 loop.call_soon_threadsafe(self._heard, run, recorded)
 
@@ -285,6 +289,11 @@ class Agents:
             elif isinstance(recorded.event, Ended):
                 self._metrics.agent_runs.labels(recorded.event.reason).inc()
         self.changed(run)
+
+    def _count_waiting(self) -> None:
+        """To be called in a thread."""
+        if self._metrics is not None:
+            self._metrics.agent_waiting.set(self.journal.count("waiting"))
 
     def _ended(self, run: str) -> None:
         self._active.pop(run, None)
