@@ -104,7 +104,7 @@ class AgentServer:
         self.workspace = folder / "workspace"
         self.workspace.mkdir()
         self.policy = folder / "policy.toml"
-        self.policy.write_text('[effects]\nwrite = "allow"\n', encoding="utf-8")
+        self.policy.write_text('[[rule]]\neffect = "write"\nfrom = "untrusted"\nthen = "allow"\n', encoding="utf-8")
         self._serving = serving
 
     @contextmanager
