@@ -14,7 +14,6 @@
     ├── ModelClosedError      a model that was closed while it was asked
     ├── DataError             a data set that cannot be used: names file and line
     ├── AgentError            a run that is not there, or cannot go on
-    │   └── RunBusyError      a run that another process works on
     ├── SandboxError          a command that cannot be confined here, or changes that cannot be kept
     ├── TrainingError         training had to stop: says why, and what was kept
     └── StorageError          a disk that is full or a folder that cannot be written
@@ -109,10 +108,6 @@ class DataError(QafilaError):
 
 class AgentError(QafilaError):
     """A run that is not there or cannot go on; the message says why."""
-
-
-class RunBusyError(AgentError):
-    """A run that another process works on."""
 
 
 class SandboxError(QafilaError):

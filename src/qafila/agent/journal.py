@@ -25,7 +25,7 @@ from pydantic_core import PydanticSerializationError
 from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
 from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
-from qafila.errors import AgentError, RunBusyError, StorageError
+from qafila.errors import AgentError, StorageError
 
 _RUNS = sa.Table(
     "agent_runs",
@@ -37,7 +37,7 @@ _RUNS = sa.Table(
     sa.Column("parent", sa.String(32)),
     sa.Column("forked_at", sa.Integer),
     # Since version 2.
-    sa.Column("owner", sa.String(160), nullable=False, server_default=""),
+    sa.Column("owner", sa.String(128), nullable=False, server_default=""),
     sa.Column("served", sa.String(64)),
 )
 _EVENTS = sa.Table(
@@ -60,7 +60,7 @@ _INBOX = sa.Table(
 
 def _with_owners(connection: sa.Connection) -> None:
     """Version 2: whose a run is, and for whom a server works on it."""
-    connection.exec_driver_sql("ALTER TABLE agent_runs ADD COLUMN owner VARCHAR(160) NOT NULL DEFAULT ''")
+    connection.exec_driver_sql("ALTER TABLE agent_runs ADD COLUMN owner VARCHAR(128) NOT NULL DEFAULT ''")
     connection.exec_driver_sql("ALTER TABLE agent_runs ADD COLUMN served VARCHAR(64)")
 
 
@@ -100,6 +100,10 @@ class Recorded:
     number: int
     at: float
     event: Event
+
+
+class BusyError(AgentError):
+    """Another process works on the run."""
 
 
 class Journal:
@@ -323,7 +327,7 @@ class Journal:
         try:
             with self.hold(run):
                 return False
-        except AgentError:
+        except BusyError:
             return True
 
     @contextlib.contextmanager
@@ -331,10 +335,10 @@ class Journal:
         """Work on a run while no other process does.
 
         Raises:
-            AgentError: no such run. RunBusyError: another process works on it. StorageError: its lock cannot be made.
+            AgentError: no such run. BusyError: another process works on it. StorageError: its lock cannot be made.
         """
         self._check_there(run)
-        busy = RunBusyError(f"run {run} is being worked on by another process; wait for it, or stop it first")
+        busy = BusyError(f"run {run} is being worked on by another process; wait for it, or stop it first")
         if self._engine.dialect.name == "postgresql":
             number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big", signed=True)
             with self._engine.connect() as connection:

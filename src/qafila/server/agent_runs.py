@@ -19,7 +19,7 @@ from qafila.agent.policy import Policy, read_policy
 from qafila.agent.state import State
 from qafila.agent.tools.builtin import Resources, builtin
 from qafila.database import default_url
-from qafila.errors import QafilaError, RunBusyError, UsageError
+from qafila.errors import QafilaError, UsageError
 from qafila.server.agent_client import ServedModel, served_model
 from qafila.server.agent_work import Work
 from qafila.server.errors import ApiError
@@ -261,7 +261,7 @@ class Agents:
     def _opened(self, run: str) -> Iterator[None]:
         """Nobody else here makes the run go on meanwhile."""
         if self.is_active(run):
-            raise RunBusyError(f"run {run} is being worked on; wait for it, or stop it first")
+            raise ApiError(409, f"run {run} is being worked on; wait for it, or stop it first", code="run_busy")
         self._opening.add(run)
         try:
             yield

@@ -14,9 +14,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
 from qafila.agent.events import Ended
+from qafila.agent.journal import BusyError
 from qafila.agent.loop import Agent
 from qafila.agent.signing import Signer
-from qafila.errors import QafilaError, RunBusyError, StorageError
+from qafila.errors import QafilaError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -80,7 +81,7 @@ class Work:
             except StorageError as error:
                 # Nothing is lost: what was not written down did not happen, or will be found out.
                 _log.error("run %s pauses: %s", self._run, error)
-            except RunBusyError as error:
+            except BusyError as error:
                 _log.info("%s", error)
                 return
             except QafilaError as error:
@@ -92,16 +93,17 @@ class Work:
     async def _events(self) -> bool:
         """Work; whether the run came to an end."""
         work = cast("AsyncGenerator[Recorded, None]", self._agent.work(self._run))
+        over = False
         async with aclosing(work):
             async for recorded in work:
                 self._in_call = recorded.event.kind == "intended"
                 self._tell(recorded)
-                if isinstance(recorded.event, Ended):
-                    self._agent.journal.serve(self._run, None)
-                    return True
-                if self._leaving and not self._in_call:
+                over = isinstance(recorded.event, Ended)
+                if self._leaving and not (self._in_call or over):
                     break
-        return False
+        if over:
+            self._agent.journal.serve(self._run, None)
+        return over
 
     def _sign(self) -> None:
         try:

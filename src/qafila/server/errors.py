@@ -15,7 +15,6 @@ from qafila.errors import (
     ModelClosedError,
     ModelNotFoundError,
     QafilaError,
-    RunBusyError,
     StorageError,
     UpstreamError,
 )
@@ -92,8 +91,6 @@ def as_api_error(error: BaseException) -> ApiError:
         _log.error("%s", error)
         message = "the server cannot store or read this now; its log says more"
         return ApiError(503, message, code="storage_error", headers={"Retry-After": "5"})
-    if isinstance(error, RunBusyError):
-        return ApiError(409, str(error), code="run_busy")
     if isinstance(error, QafilaError):
         return ApiError(400, str(error), param=_named(str(error)))
     _log.error("a request failed", exc_info=error)
