@@ -90,7 +90,12 @@ class Spent(_Event):
 
 
 class Began(_Event):
-    """The first event."""
+    """The first event.
+
+    Attributes:
+        remembers: a short note of the run is kept in the memory when it ends.
+        remembered: the user's own words of before, which the system prompt repeats.
+    """
 
     kind: Literal["began"] = "began"
     goal: str
@@ -109,6 +114,8 @@ class Began(_Event):
     temperature: float
     answer_tokens: int
     version: str
+    remembers: bool = False
+    remembered: tuple[str, ...] = ()
 
 
 class Answered(_Event):

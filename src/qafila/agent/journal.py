@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -24,6 +25,7 @@ from pydantic_core import PydanticSerializationError
 
 from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
 from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
+from qafila.agent.memory.store import Memory
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 from qafila.errors import AgentError, StorageError
 
@@ -125,20 +127,27 @@ class Journal:
         """Let go of the database."""
         self._engine.dispose()
 
-    def begin(self, began: Began, *, owner: str = "", served: str | None = None) -> str:
-        """Write down a new run and its first event; gives its id.
+    def begin(self, began: Began, run: str | None = None) -> str:
+        """Write down a new run and its first event; gives its id, by default a new one.
 
         Args:
             began: the event. owner, served: as in `RunLine`.
 
         Raises:
-            AgentError: the event holds what is no text. StorageError: the database fails.
+            AgentError: the event holds what is no text. StorageError: there is such a run, or the database fails.
         """
         with writing(self._engine) as connection:
-            return self._begin(connection, began, owner=owner, served=served)
+            return self._begin(connection, began, None, None, run)
 
-    def _begin(self, connection: sa.Connection, began: Began, **columns: str | int | None) -> str:
-        run = secrets.token_hex(6)
+    def _begin(
+        self,
+        connection: sa.Connection,
+        began: Began,
+        parent: str | None,
+        forked_at: int | None,
+        run: str | None = None,
+    ) -> str:
+        run = run or secrets.token_hex(6)
         body = _body(began)
         row = {"id": run, "created": self._clock(), "goal": began.goal, "status": "running"}
         connection.execute(_RUNS.insert().values(**row, **columns))
@@ -292,6 +301,11 @@ class Journal:
         with writing(self._engine) as connection:
             connection.execute(_INBOX.delete().where(_INBOX.c.id == number))
 
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """What is remembered between runs, in the same database."""
+        return Memory(self._engine, clock=self._clock)
+
     @property
     def audit(self) -> AuditLog:
         """The log of everything that was ever written down here."""
@@ -305,11 +319,13 @@ class Journal:
         Raises:
             AgentError: no such run, or it is being worked on.
         """
+        memory = self.memory  # its tables are there before the transaction begins
         with self.hold(run), writing(self._engine) as connection:
             erased = self.audit.forget(connection, run)
             for table in (_INBOX, _EVENTS):
                 connection.execute(table.delete().where(table.c.run == run))
             connection.execute(_RUNS.delete().where(_RUNS.c.id == run))
+            memory.forget_run(connection, run)
         return erased
 
     def _check_there(self, run: str) -> None:

@@ -34,6 +34,8 @@ from qafila.agent.events import (
     Thresholds,
 )
 from qafila.agent.journal import Journal, Recorded
+from qafila.agent.memory.store import Memory
+from qafila.agent.memory.told import Told, keep_episode, told
 from qafila.agent.observation import whole_letters
 from qafila.agent.policy import Policy
 from qafila.agent.provenance import Trusted
@@ -85,6 +87,7 @@ class Agent:
         workspace: the folder that its tools see. policy: what is allowed. approver: who is asked, if anybody is there.
         settings: of new runs. tell: gets pieces of the model's text as they come.
         sandbox: walls for commands; by default this machine's best, found when first needed.
+        memory: what is kept between runs, and whose; None where nothing is.
     """
 
     def __init__(
@@ -99,17 +102,31 @@ class Agent:
         settings: Settings | None = None,
         tell: Callable[[str], None] = lambda _: None,
         sandbox: Callable[[], Sandbox] = find_sandbox,
+        memory: Memory | None = None,
+        owner: str = "",
     ) -> None:
         self.client, self.toolbox, self.journal = client, toolbox, journal
         self.workspace = workspace.resolve()
         self._policy, self._approver = policy or Policy(), approver
         self._settings, self._tell, self._sandbox = settings or Settings(), tell, sandbox
+        self._memory, self._owner = memory, owner
 
-    def begin(self, goal: str, *, owner: str = "", served: str | None = None) -> str:
+    async def start(self, goal: str) -> str:
+        """As `begin`, with what the memory holds for this goal.
+
+        Raises:
+            AgentError: the goal is none.
+        """
+        check_goal(goal)
+        if self._memory is None:
+            return self.begin(goal)
+        return self.begin(goal, await told(self._memory, self._owner, goal, self.client))
+
+    def begin(self, goal: str, remembered: Told | None = None, *, run: str | None = None) -> str:
         """Write down a new run; `work` carries it out. Gives its id.
 
         Args:
-            goal: what is to be done. owner, served: as in `qafila.agent.journal.RunLine`.
+            goal: what is to be done. remembered: what it is told of the memory. run: its id; by default a new one.
 
         Raises:
             AgentError: the goal is none.
@@ -118,7 +135,7 @@ class Agent:
         settings = self._settings
         began = Began(
             goal=goal,
-            system=system_prompt(settings.instructions),
+            system=system_prompt(settings.instructions, remembered.text if remembered else ""),
             model=self.client.name,
             tools=tuple(schema.to_dict() for schema in self.toolbox.schemas),
             effects={one.name: one.effect for one in self.toolbox.tools},
@@ -133,19 +150,10 @@ class Agent:
             temperature=settings.temperature,
             answer_tokens=settings.answer_tokens,
             version=__version__,
+            remembers=self._memory is not None,
+            remembered=remembered.trusted if remembered else (),
         )
-        return self.journal.begin(began, owner=owner, served=served)
-
-    def go_on(self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None) -> None:
-        """Write down that a run is to go on, with what was said and decided; `work` then carries it on.
-
-        Raises:
-            AgentError, StorageError: as `work`; nothing was written then, or as much as to go on without the words.
-        """
-        with self.journal.hold(run):
-            worker = _Worker(self, run, State.of(self.journal.events(run)))
-            for event in worker.opening(say, decisions or {}):
-                worker.write(event)
+        return self.journal.begin(began, run)
 
     async def work(
         self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None
@@ -166,6 +174,8 @@ class Agent:
                 yield worker.write(event)
             async for recorded in worker.turns():
                 yield recorded
+            if self._memory is not None and worker.state.began.remembers:
+                keep_episode(self._memory, self._owner, run, worker.state)
 
 
 class _Worker:
@@ -282,14 +292,15 @@ class _Worker:
 
     def _trusted(self) -> Trusted:
         """The user's words: the goal, and what was said since."""
-        return Trusted([message.text for message in self.state.messages if message.role == "user"])
+        said = [message.text for message in self.state.messages if message.role == "user"]
+        return Trusted([*said, *self.state.began.remembered])
 
     def _waits(self, intent: Intended, why: str) -> Ended:
         return self._end("waiting", detail=f"{intent.name}: {why}")
 
     def _surroundings(self, call: str) -> Surroundings:
         key = hashlib.sha256(f"{self._run}/{call}".encode()).hexdigest()[:32]
-        return Surroundings(self._agent.workspace, self._agent._sandbox, key)
+        return Surroundings(self._agent.workspace, self._agent._sandbox, key, self._run, self._trusted())
 
     async def _answer(self) -> Event | None:
         """The model's next answer, or why there is none; None where it is wished that the run stops."""

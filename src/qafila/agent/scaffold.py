@@ -8,6 +8,6 @@ SYSTEM = (
 )
 
 
-def system_prompt(instructions: str = "") -> str:
-    """The system message of a run: the standing words, and what the user adds."""
-    return f"{SYSTEM}\n{instructions.strip()}" if instructions.strip() else SYSTEM
+def system_prompt(instructions: str = "", remembered: str = "") -> str:
+    """The system message of a run: the standing words, what the user adds, and what is told of the memory."""
+    return "\n".join(part for part in (SYSTEM, instructions.strip(), remembered) if part)

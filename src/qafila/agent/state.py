@@ -59,7 +59,7 @@ class State:
         steps: answers of the model. spent: what they took, summed up. seconds: of work before the last stop.
         cut: the last answer reached its limit of tokens. circles: how often each call, with its result, has come up
             since the user said something or had it go on.
-        made: calls that came to something since anything last changed. done: what changed files, by call.
+        made: calls that came to something since anything last changed. done: what changed files or the memory, by call.
         ended: why work stopped, if it has.
     """
 
@@ -102,7 +102,7 @@ class State:
                 self._answered(event)
             case Intended():
                 self.of_call(event.call).intent = event
-                if event.edits:
+                if event.edits or event.effect == "write":
                     self.done[event.call] = event
             case Asked():
                 self.of_call(event.intent.call).asked = event

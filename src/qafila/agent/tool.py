@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from qafila.agent.edits import Edit
+from qafila.agent.provenance import Trusted
 from qafila.agent.sandbox.sandbox import Sandbox
 from qafila.errors import UsageError
 from qafila.text.messages import ToolSchema
@@ -43,11 +44,14 @@ class Surroundings:
     Attributes:
         workspace: the folder of the run. sandbox: finds the walls for commands; SandboxError where there are none.
         key: stands for this very call, in every attempt at it: what is asked of the world outside carries it along.
+        run: its id. trusted: the user's words so far.
     """
 
     workspace: Path
     sandbox: Callable[[], Sandbox]
     key: str = ""
+    run: str = ""
+    trusted: Trusted = field(default_factory=lambda: Trusted(()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,9 @@ def _begin(
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of the model (default: the one that is known for it).")
     ] = None,
+    no_memory: Annotated[
+        bool, typer.Option("--no-memory", help="Be told nothing of before, and keep nothing.")
+    ] = False,
     endpoint: _Endpoint = None,
     key_env: _KeyEnv = None,
     threads: opt.Threads = None,
@@ -120,9 +123,10 @@ def _begin(
     given = read_calibration(calibration) if calibration is not None else None
     agent = _agent(
         journal, where, _names(tools), _policy(yes, policy), settings, as_json, choose, given,
+        remembers=not no_memory,
         model=model, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, agent.begin(text), as_json)
+    _work(agent, asyncio.run(agent.start(text)), as_json)
 
 
 @command.command("resume")
@@ -214,7 +218,7 @@ def _undo(
     everything: Annotated[bool, typer.Option("--all", help="Everything it changed, not only the last call.")] = False,
     database: agent_runs.Database = None,
 ) -> None:
-    """Take back what a run changed in its files."""
+    """Take back what a run changed in its files and in the memory."""
     from qafila.agent.undo import undo
 
     journal = open_journal(database)
@@ -258,13 +262,15 @@ def _agent(
     as_json: bool,
     choose: str | None,
     given: Calibration | None,
+    remembers: bool = True,
     **model: Any,
 ) -> Agent:
     from qafila.agent.choose import settled
     from qafila.agent.loop import Agent
-    from qafila.agent.tools.builtin import builtin
+    from qafila.agent.tools.builtin import Resources, builtin
 
-    toolbox = builtin(names)
+    memory = journal.memory if remembers else None
+    toolbox = builtin(names, Resources(memory=memory))
     client = open_client(**model)
     wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"
     choosing, known = settled(client, wished, given, option="--choose likelihood")
@@ -280,6 +286,7 @@ def _agent(
         approver=None if as_json else ask_at_terminal,
         settings=settings,
         tell=(lambda _: None) if as_json else terminal.show,
+        memory=memory,
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qafila.agent.config import Config
+from qafila.agent.memory.store import Memory
 from qafila.agent.tool import Tool, Toolbox
-from qafila.agent.tools import calculate, commands, files
+from qafila.agent.tools import calculate, commands, files, remember
 from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 
@@ -17,12 +18,13 @@ class Resources:
     """What tools work with besides a run's surroundings.
 
     Attributes:
-        config: the user's settings. client: a model, for tools that ask one. database: the URL of what is remembered.
+        config: the user's settings. client: a model, for tools that ask one. memory: what is remembered, and whose.
     """
 
     config: Config = field(default_factory=Config)
     client: ChatClient | None = None
-    database: str | None = None
+    memory: Memory | None = None
+    owner: str = ""
 
 
 def builtin(names: Sequence[str] | None = None, resources: Resources | None = None) -> Toolbox:
@@ -32,6 +34,8 @@ def builtin(names: Sequence[str] | None = None, resources: Resources | None = No
         UsageError: a name that none has.
     """
     every: tuple[Tool, ...] = (*files.tools(), *calculate.tools(), *commands.tools())
+    if resources is not None and resources.memory is not None:
+        every += remember.tools(resources.memory, resources.owner)
     if names is None:
         return Toolbox(every)
     by_name = {one.name: one for one in every}
