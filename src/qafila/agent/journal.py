@@ -26,6 +26,7 @@ from pydantic_core import PydanticSerializationError
 from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
 from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
 from qafila.agent.memory.store import Memory
+from qafila.agent.schedules.store import Schedules
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 from qafila.errors import AgentError, StorageError
 
@@ -306,6 +307,11 @@ class Journal:
         """What is remembered between runs, in the same database."""
         return Memory(self._engine, clock=self._clock)
 
+    @functools.cached_property
+    def schedules(self) -> Schedules:
+        """What begins by itself, in the same database."""
+        return Schedules(self._engine, clock=self._clock)
+
     @property
     def audit(self) -> AuditLog:
         """The log of everything that was ever written down here."""
@@ -328,10 +334,14 @@ class Journal:
             memory.forget_run(connection, run)
         return erased
 
-    def _check_there(self, run: str) -> None:
+    def holds(self, run: str) -> bool:
+        """Whether there is a run of this id."""
         with reading(self._engine) as connection:
-            if connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is None:
-                raise _unknown(run)
+            return connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is not None
+
+    def _check_there(self, run: str) -> None:
+        if not self.holds(run):
+            raise _unknown(run)
 
     def worked_on(self, run: str) -> bool:
         """Whether a process works on a run just now.

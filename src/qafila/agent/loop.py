@@ -111,22 +111,22 @@ class Agent:
         self._settings, self._tell, self._sandbox = settings or Settings(), tell, sandbox
         self._memory, self._owner = memory, owner
 
-    async def start(self, goal: str) -> str:
+    async def start(self, goal: str, *, note: str = "", run: str | None = None) -> str:
         """As `begin`, with what the memory holds for this goal.
 
         Raises:
             AgentError: the goal is none.
         """
         check_goal(goal)
-        if self._memory is None:
-            return self.begin(goal)
-        return self.begin(goal, await told(self._memory, self._owner, goal, self.client))
+        known = Told() if self._memory is None else await told(self._memory, self._owner, goal, self.client)
+        return self.begin(goal, known, note=note, run=run)
 
-    def begin(self, goal: str, remembered: Told | None = None, *, run: str | None = None) -> str:
+    def begin(self, goal: str, remembered: Told | None = None, *, note: str = "", run: str | None = None) -> str:
         """Write down a new run; `work` carries it out. Gives its id.
 
         Args:
-            goal: what is to be done. remembered: what it is told of the memory. run: its id; by default a new one.
+            goal: what is to be done. remembered: what it is told of the memory.
+            note: more for the system prompt, in anybody's words. run: its id; by default a new one.
 
         Raises:
             AgentError: the goal is none.
@@ -135,7 +135,7 @@ class Agent:
         settings = self._settings
         began = Began(
             goal=goal,
-            system=system_prompt(settings.instructions, remembered.text if remembered else ""),
+            system=system_prompt(settings.instructions, note, remembered.text if remembered else ""),
             model=self.client.name,
             tools=tuple(schema.to_dict() for schema in self.toolbox.schemas),
             effects={one.name: one.effect for one in self.toolbox.tools},
@@ -156,13 +156,19 @@ class Agent:
         return self.journal.begin(began, run)
 
     async def work(
-        self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None
+        self,
+        run: str,
+        *,
+        say: str | None = None,
+        decisions: Mapping[str, Decided] | None = None,
+        only_unfinished: bool = False,
     ) -> AsyncIterator[Recorded]:
         """Carry a run on until it ends or waits; gives each event once it is written down.
 
         Args:
             run: its id; one that was interrupted, waits, or used up its budget goes on where it was.
             say: something to tell the model first. decisions: answers to what the run asked about, by call.
+            only_unfinished: one that has ended or waits is left as it is.
 
         Raises:
             AgentError: no such run, another process works on it, or its workspace or tools are not these.
@@ -170,6 +176,8 @@ class Agent:
         """
         with self.journal.hold(run):
             worker = _Worker(self, run, State.of(self.journal.events(run)))
+            if only_unfinished and worker.state.ended is not None:
+                return
             for event in worker.opening(say, decisions or {}):
                 yield worker.write(event)
             async for recorded in worker.turns():

@@ -8,6 +8,6 @@ SYSTEM = (
 )
 
 
-def system_prompt(instructions: str = "", remembered: str = "") -> str:
-    """The system message of a run: the standing words, what the user adds, and what is told of the memory."""
-    return "\n".join(part for part in (SYSTEM, instructions.strip(), remembered) if part)
+def system_prompt(instructions: str = "", *more: str) -> str:
+    """The system message of a run: the standing words, what the user adds, and what else it is told."""
+    return "\n".join(part for part in (SYSTEM, instructions.strip(), *more) if part)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qafila.cli import agent_runs, stdin, terminal
+from qafila.cli import agent_runs, agent_schedule, stdin, terminal
 from qafila.cli import options as opt
 from qafila.cli.agent_calibrate import calibrate
 from qafila.cli.agent_setup import ask_at_terminal, open_client, open_journal, preview, workspace
@@ -243,8 +243,11 @@ for _name, _command in (
     ("replay", agent_runs.replay),
     ("explain", agent_runs.explain),
     ("calibrate", calibrate),
+    ("scheduler", agent_schedule.scheduler),
+    ("notices", agent_schedule.notices),
 ):
     command.command(_name)(_command)
+command.add_typer(agent_schedule.command, name="schedule")
 
 
 def _names(tools: str | None) -> list[str] | None:

@@ -11,6 +11,7 @@ from qafila.cli import terminal
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
+    from qafila.agent.config import Config
     from qafila.agent.events import Intended
     from qafila.agent.journal import Journal
     from qafila.chat.client import ChatClient
@@ -30,6 +31,21 @@ def open_journal(database: str | None) -> Journal:
     except ModuleNotFoundError as error:
         raise UsageError(f"agent: {error.name} is missing; `pip install 'qafila[agent]'` brings it") from None
     return Journal(database or default_url("agent"))
+
+
+def load_config(file: Path | None) -> Config:
+    """The settings out of a file, or of `agent.toml` in QAFILA_HOME where that is there.
+
+    Raises:
+        FormatError: they are none.
+    """
+    from qafila.agent.config import Config, read_config
+    from qafila.weights.cache import home
+
+    if file is not None:
+        return read_config(file)
+    usual = home() / "agent.toml"
+    return read_config(usual) if usual.is_file() else Config()
 
 
 def open_client(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from qafila.agent.memory.store import Memory
 from qafila.agent.tool import Surroundings, Tool, ToolError, tool
@@ -14,8 +14,8 @@ _MOST_FOUND = 8
 def tools(memory: Memory, owner: str = "") -> tuple[Tool, ...]:
     """The tools of this module, over the entries of an owner."""
 
-    def remember(place: Surroundings, text: Annotated[str, "one fact, in the user's own words"]) -> str:
-        """Keep a fact about the user for later tasks."""
+    def remember(place: Surroundings, text: str) -> str:
+        """Remember a fact, in the user's own words, for later tasks."""
         if not text.strip():
             raise ToolError("text: is empty")
         own = place.trusted.holds(text)
@@ -31,8 +31,8 @@ def tools(memory: Memory, owner: str = "") -> tuple[Tool, ...]:
         )
         return "kept" if entry.state == "kept" else "proposed to the user: these are not the user's own words"
 
-    def recall(words: Annotated[str, "what to look for"]) -> str:
-        """Find facts and earlier tasks that were kept."""
+    def recall(words: str) -> str:
+        """Find remembered facts and earlier tasks by words."""
         found = memory.list(owner, state="kept", words=words, most=_MOST_FOUND)
         return "\n".join(f"- {one.text}" for one in found) or "(nothing was kept about this)"
 
