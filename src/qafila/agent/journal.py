@@ -128,25 +128,20 @@ class Journal:
         """Let go of the database."""
         self._engine.dispose()
 
-    def begin(self, began: Began, run: str | None = None) -> str:
+    def begin(self, began: Began, run: str | None = None, *, owner: str = "") -> str:
         """Write down a new run and its first event; gives its id, by default a new one.
 
         Args:
-            began: the event. owner, served: as in `RunLine`.
+            began: the event. run: its id. owner: whose it is.
 
         Raises:
             AgentError: the event holds what is no text. StorageError: there is such a run, or the database fails.
         """
         with writing(self._engine) as connection:
-            return self._begin(connection, began, None, None, run)
+            return self._begin(connection, began, run, owner=owner)
 
     def _begin(
-        self,
-        connection: sa.Connection,
-        began: Began,
-        parent: str | None,
-        forked_at: int | None,
-        run: str | None = None,
+        self, connection: sa.Connection, began: Began, run: str | None = None, **columns: str | int | None
     ) -> str:
         run = run or secrets.token_hex(6)
         body = _body(began)

@@ -89,3 +89,17 @@ class ForkBody(Body):
     """``POST /v1/agent/runs/{id}/fork``."""
 
     event: int = Field(ge=0, le=10**9)
+
+
+class RememberBody(Body):
+    """``POST /v1/agent/memory``."""
+
+    kind: Literal["profile", "fact"]
+    text: _Words
+
+
+class EntryBody(Body):
+    """``PATCH /v1/agent/memory/{id}``."""
+
+    text: _Words | None = None
+    state: Literal["kept"] | None = None

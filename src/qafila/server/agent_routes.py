@@ -36,8 +36,8 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 @router.get("/v1/agent", summary="What the agent can do")
 async def get_agent(request: Request) -> Response:
     """Its tools, the models that it may think with, and how the first of them chooses tools (null: not loaded yet)."""
-    _query(request)
-    agents, models = _agents_of(request), service_of(request).models
+    check_query(request)
+    agents, models = agents_of(request), service_of(request).models
     first = next(iter(models.entries.values()))
     choosing = None if first.client is None else await asyncio.to_thread(_choosing, first.client)
     tools = [
@@ -60,7 +60,7 @@ async def create_run(request: Request, body: RunBody) -> Response:
     from qafila.agent.events import Budget
     from qafila.agent.loop import Settings
 
-    agents, caller, models = _agents_of(request), caller_of(request), service_of(request).models
+    agents, caller, models = agents_of(request), caller_of(request), service_of(request).models
     model = body.model or next(iter(models.entries))
     models.find(model)
     settings = Settings(
@@ -93,8 +93,8 @@ async def list_runs(request: Request) -> Response:
     """Runs, newest first; ``limit`` (1 to 100, by default 20) and ``after`` (a run's id) choose among them."""
     from qafila.server.agent_runs import owner_of
 
-    query = _query(request, "limit", "after")
-    agents, caller = _agents_of(request), caller_of(request)
+    query = check_query(request, "limit", "after")
+    agents, caller = agents_of(request), caller_of(request)
     limit = _number(query, "limit", 20, least=1, most=100)
     before = None
     if (after := query.get("after")) is not None:
@@ -109,8 +109,8 @@ async def list_runs(request: Request) -> Response:
 @router.get("/v1/agent/runs/{run_id}", summary="A run as it is now")
 async def get_run(request: Request, run_id: str) -> Response:
     """A run: how it stands, its answer, and what it waits for."""
-    _query(request)
-    return Json(await _told(_agents_of(request), await _line(request, run_id)))
+    check_query(request)
+    return Json(await _told(agents_of(request), await _line(request, run_id)))
 
 
 @router.get(
@@ -128,8 +128,8 @@ async def get_events(request: Request, run_id: str) -> Response:
     """
     from qafila.server.agent_views import event_objects
 
-    query = _query(request, "after")
-    agents, line = _agents_of(request), await _line(request, run_id)
+    query = check_query(request, "after")
+    agents, line = agents_of(request), await _line(request, run_id)
     if (last := request.headers.get("last-event-id")) is not None:
         query["after"] = last
     after = _number(query, "after", -1, least=-1, most=10**9)
@@ -145,7 +145,7 @@ async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
     """Say whether a call that waits may be carried out; the run goes on. It is written down before this answers."""
     from qafila.agent.events import Decided
 
-    agents, caller, line = _agents_of(request), caller_of(request), await _line(request, run_id)
+    agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
     await agents.settled(line.id, _REST)
     recorded = await asyncio.to_thread(agents.journal.events, line.id)
     if body.call not in _waiting(recorded):
@@ -158,7 +158,7 @@ async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
 @router.post("/v1/agent/runs/{run_id}/say", summary="Tell a run something")
 async def say(request: Request, run_id: str, body: SayBody) -> Response:
     """Tell a run something: it reads it before its next step, or when it goes on."""
-    agents, line = _agents_of(request), await _line(request, run_id)
+    agents, line = agents_of(request), await _line(request, run_id)
     await _admitted(request, caller_of(request))
 
     def leave() -> None:
@@ -173,7 +173,7 @@ async def say(request: Request, run_id: str, body: SayBody) -> Response:
 @router.post("/v1/agent/runs/{run_id}/stop", summary="Stop a run")
 async def stop(request: Request, run_id: str, body: StopBody | None = None) -> Response:
     """Stop a run that is worked on, at its next chance; it can be resumed."""
-    agents, line = _agents_of(request), await _line(request, run_id)
+    agents, line = agents_of(request), await _line(request, run_id)
     if not agents.is_active(line.id) and not await asyncio.to_thread(agents.journal.worked_on, line.id):
         raise ApiError(409, f"run {line.id} cannot be stopped: nobody works on it", code="not_running")
     await asyncio.to_thread(agents.journal.ask, line.id, "cancel", "stopped by the user")
@@ -183,7 +183,7 @@ async def stop(request: Request, run_id: str, body: StopBody | None = None) -> R
 @router.post("/v1/agent/runs/{run_id}/resume", summary="Go on with a run")
 async def resume(request: Request, run_id: str, body: ResumeBody | None = None) -> Response:
     """Go on with a run that ended, was stopped or interrupted; ``text`` says what is to be done now."""
-    agents, caller, line = _agents_of(request), caller_of(request), await _line(request, run_id)
+    agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
     text = None if body is None else body.text
     await _admitted(request, caller)
     return await _went_on(agents, line, agents.go_on(line, caller, say=text))
@@ -195,7 +195,7 @@ async def undo(request: Request, run_id: str, body: UndoBody | None = None) -> R
     from qafila.agent.undo import undo as take_back
     from qafila.server.agent_views import edits
 
-    agents, line = _agents_of(request), await _line(request, run_id)
+    agents, line = agents_of(request), await _line(request, run_id)
     everything = body is not None and body.all
     try:
         taken = await asyncio.to_thread(lambda: take_back(agents.journal, line.id, everything=everything))
@@ -208,7 +208,7 @@ async def undo(request: Request, run_id: str, body: UndoBody | None = None) -> R
 @router.post("/v1/agent/runs/{run_id}/fork", summary="Another run with the same beginning")
 async def fork(request: Request, run_id: str, body: ForkBody) -> Response:
     """A new run that begins as this one did, up to and with an event; ``resume`` goes on with it."""
-    agents, line = _agents_of(request), await _line(request, run_id)
+    agents, line = agents_of(request), await _line(request, run_id)
     new = await asyncio.to_thread(agents.journal.fork, line.id, body.event)
     return Json(await _told(agents, await _line(request, new)))
 
@@ -218,8 +218,8 @@ async def explain(request: Request, run_id: str, event: int) -> Response:
     """What each part of what the model was told did to an answer, measured by leaving it out; greatest first."""
     from qafila.agent.explain import explain as causes_of
 
-    _query(request)
-    agents, caller, line = _agents_of(request), caller_of(request), await _line(request, run_id)
+    check_query(request)
+    agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
     client, recorded = await agents.model(line, caller)
 
     async def measured() -> list[dict[str, Any]]:
@@ -237,8 +237,8 @@ async def list_approvals(request: Request) -> Response:
     from qafila.server.agent_runs import owner_of
     from qafila.server.agent_views import approvals
 
-    _query(request)
-    agents, owner = _agents_of(request), owner_of(caller_of(request))
+    check_query(request)
+    agents, owner = agents_of(request), owner_of(caller_of(request))
 
     def look() -> list[dict[str, Any]]:
         lines = agents.journal.runs(_MOST_APPROVALS, owner=owner, status="waiting")
@@ -250,7 +250,12 @@ async def list_approvals(request: Request) -> Response:
 # What requests name.
 
 
-def _agents_of(request: Request) -> Agents:
+def agents_of(request: Request) -> Agents:
+    """The app's agents.
+
+    Raises:
+        ApiError: 404, it has none.
+    """
     agents = cast("Agents | None", getattr(request.app.state, "agents", None))
     if agents is None:
         raise ApiError(
@@ -267,14 +272,19 @@ async def _line(request: Request, run_id: str) -> RunLine:
     """
     from qafila.server.agent_runs import owner_of
 
-    agents = _agents_of(request)
+    agents = agents_of(request)
     line = await asyncio.to_thread(agents.journal.line, run_id, owner_of(caller_of(request)))
     if line is None:
         raise ApiError(404, f"there is no run {run_id!r:.80}", param="run_id")
     return line
 
 
-def _query(request: Request, *known: str) -> dict[str, str]:
+def check_query(request: Request, *known: str) -> dict[str, str]:
+    """The query's options.
+
+    Raises:
+        ApiError: one that there is not.
+    """
     for name in request.query_params:
         if name not in known:
             raise ApiError(400, f"{name[:80]}: unknown option", param=name[:80])
@@ -328,4 +338,4 @@ def _events(
     state = request.app.state
     begun = b"" if first is None else sent("run", first)
     seconds = state.settings.timeout
-    return events(_agents_of(request), line, after, state.lifecycle, seconds=seconds, first=begun)
+    return events(agents_of(request), line, after, state.lifecycle, seconds=seconds, first=begun)

@@ -66,9 +66,10 @@ class Agents:
     ) -> None:
         self.workspace: Path = settings.folder.resolve()
         self.policy = Policy() if settings.policy is None else read_policy(settings.policy)
-        self.tools = builtin(settings.tools)
         self.journal = Journal(settings.database or default_url("agent"))
-        self._service, self._database, self._keyring, self._metrics = service, settings.database, keyring, metrics
+        self.memory = self.journal.memory
+        self.tools = builtin(settings.tools, Resources(memory=self.memory))
+        self._service, self._keyring, self._metrics = service, keyring, metrics
         self._at_once = settings.at_once
         self._pool = ThreadPoolExecutor(settings.at_once, thread_name_prefix="qafila-agent")
         self._active: dict[str, _Active] = {}
@@ -139,9 +140,15 @@ class Agents:
         """
         check_goal(goal)
         self._check_room()
-        agent = await self._agent(caller, model, self._names(names, "tools"), settings, wished)
         owner = owner_of(caller)
-        run = await asyncio.to_thread(lambda: agent.begin(goal, owner=owner, served=caller.name))
+        agent = await self._agent(caller, owner, model, self._names(names), settings, wished)
+
+        def write() -> str:
+            run = asyncio.run(agent.start(goal))
+            self.journal.serve(run, caller.name)
+            return run
+
+        run = await asyncio.to_thread(write)
         with self._opened(run):
             self._work_on(agent, run)
         return run
@@ -201,8 +208,9 @@ class Agents:
         began = State.of(recorded[:1]).began
         if began.workspace != str(self.workspace):
             raise ApiError(409, f"run {line.id} belongs to another folder than this server's; go on with it there")
-        names = self._names(list(began.effects), "tools")
-        return await self._agent(caller, self._served(began.model, line.id), names, Settings(), "free")
+        names = self._names(list(began.effects))
+        model = self._served(began.model, line.id)
+        return await self._agent(caller, line.owner, model, names, Settings(), "free")
 
     @asynccontextmanager
     async def watching(self, run: str) -> AsyncIterator[asyncio.Event]:
@@ -223,12 +231,12 @@ class Agents:
 
     # Inside.
 
-    def _names(self, names: Sequence[str] | None, where: str) -> list[str]:
+    def _names(self, names: Sequence[str] | None) -> list[str]:
         known = list(self.tools.by_name)
-        for name in names or ():
-            if name not in known:
-                raise ApiError(400, f"{where}: there is no tool {name!r:.80} here; there are {', '.join(known)}",
-                               param=where)  # fmt: skip
+        unknown = next((name for name in names or () if name not in known), None)
+        if unknown is not None:
+            message = f"tools: there is no tool {unknown!r:.80} here; there are {', '.join(known)}"
+            raise ApiError(400, message, param="tools")
         return known if names is None else list(names)
 
     def _served(self, model: str, run: str) -> str:
@@ -237,17 +245,19 @@ class Agents:
         return model
 
     async def _agent(
-        self, caller: Caller, model: str, names: list[str], settings: Settings, wished: Choosing | None
+        self, caller: Caller, owner: str, model: str, names: list[str], settings: Settings, wished: Choosing | None
     ) -> Agent:
         client = await served_model(self._service, caller, model)
         choosing, calibration = settled(client, wished, option="choosing")
         return Agent(
             client,
-            builtin(names, Resources(client=client, database=self._database)),
+            builtin(names, Resources(client=client, memory=self.memory, owner=owner)),
             self.journal,
             workspace=self.workspace,
             policy=self.policy,
             settings=replace(settings, choosing=choosing, calibration=calibration),
+            memory=self.memory,
+            owner=owner,
         )
 
     def _check_room(self) -> None:

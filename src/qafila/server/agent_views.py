@@ -11,6 +11,7 @@ from qafila.agent.edits import Edit
 from qafila.agent.events import Answered, Asked, Began, Event, Intended
 from qafila.agent.journal import Recorded, RunLine
 from qafila.agent.state import Pending, State
+from qafila.agent.undo import Forgotten
 
 # Endings that have a state of their own; after the others the run is stopped.
 _STATES = {"done": "done", "waiting": "waiting", "failed": "failed"}
@@ -78,8 +79,8 @@ def _asked(asked: Asked) -> dict[str, Any]:
     }
 
 
-def edits(some: Iterable[Edit]) -> list[dict[str, Any]]:
-    """Edits as people see them, not as bytes."""
+def edits(some: Iterable[Edit | Forgotten]) -> list[dict[str, Any]]:
+    """Edits, and entries of the memory that were taken back, as people see them, not as bytes."""
     return [{"path": edit.path, "diff": edit.diff()} for edit in some]
 
 

@@ -92,7 +92,7 @@ class Work:
 
     async def _events(self) -> bool:
         """Work; whether the run came to an end."""
-        work = cast("AsyncGenerator[Recorded, None]", self._agent.work(self._run))
+        work = cast("AsyncGenerator[Recorded, None]", self._agent.work(self._run, only_unfinished=True))
         over = False
         async with aclosing(work):
             async for recorded in work:

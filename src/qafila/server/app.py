@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from qafila import __version__
 from qafila.server import (
+    agent_memory,
     agent_routes,
     anthropic_messages,
     errors,
@@ -55,6 +56,7 @@ ROUTERS = (
     ollama_models.router,
     tokenize.router,
     agent_routes.router,
+    agent_memory.router,
 )
 
 
