@@ -19,6 +19,7 @@ from qafila.server.assemble import assemble
 from qafila.server.keys import Keyring
 from qafila.server.models import Entry, Models
 from qafila.server.settings import AgentSettings, Settings
+from qafila.server.traces import Tracer
 
 RUNS = "/v1/agent/runs"
 
@@ -115,6 +116,7 @@ class AgentServer:
         free: bool = True,
         keyring: Keyring | None = None,
         settings: Settings | None = None,
+        tracer: Tracer | None = None,
         **agent: Any,
     ) -> Iterator[Asking]:
         """A server whose model follows a script; ``free``: it may change files without asking."""
@@ -126,7 +128,7 @@ class AgentServer:
         policy = self.policy if free else None
         options = AgentSettings(self.workspace, policy=policy, database=self.database, **agent)
         models = Models({"scripted": Entry("scripted", "scripted", load)})
-        app = assemble(models, settings or Settings(), keyring=keyring, agent=options)
+        app = assemble(models, settings or Settings(), keyring=keyring, agent=options, tracer=tracer)
         with self._serving(app) as url:
             self.app = app
             yield Asking(url)

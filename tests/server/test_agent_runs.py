@@ -12,6 +12,8 @@ from agent_server import RUNS, AgentServer, Asking, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_agent import ScriptedAgent
 
+from qafila.server.traces import Tracer
+
 READ = [("read_file", {"path": "قافلة.txt"})]
 WRITE = [("write_file", {"path": "تقرير.txt", "text": "الدليل سلمى، وعدد الجمال ١٢"})]
 
@@ -272,6 +274,20 @@ def test_what_is_counted(place):
         ask.post(f"{RUNS}/{approval['run']}/decide", {"call": approval["call"], "allowed": True})
         ask.watch(approval["run"])
         assert samples()["qafila_agent_waiting"] == 0
+
+
+def test_each_step_is_a_span(place):
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    with place.serve([READ, "x"], tracer=Tracer(exporter)) as ask:
+        run = ask.begin()
+        ask.watch(run)
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["chat scripted"] * 2
+    assert {span.attributes["qafila.request.id"] for span in spans} == {run}
+    assert {span.attributes["gen_ai.usage.input_tokens"] for span in spans} == {10}
+    assert {span.attributes["http.route"] for span in spans} == {RUNS}
 
 
 @pytest.mark.parametrize(

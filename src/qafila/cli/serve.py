@@ -212,9 +212,10 @@ def command(
         if as_json:
             typer.echo(json.dumps({"url": url, "models": names}, ensure_ascii=False))
         else:
-            typer.echo(
-                f"Qafila serves {', '.join(names)}\n  chat page  {url}/\n  API        {url}/v1\n  Ctrl-C stops it"
-            )
+            lines = [f"Qafila serves {', '.join(names)}", f"  chat page  {url}/", f"  API        {url}/v1"]
+            if agent is not None:
+                lines.append(f"  agent      works in {agent}")
+            typer.echo("\n".join([*lines, "  Ctrl-C stops it"]))
         sys.stdout.flush()
 
     if ray:

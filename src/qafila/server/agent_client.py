@@ -37,11 +37,16 @@ _ENDPOINT = "/v1/agent/runs"
 
 
 class ServedModel:
-    """A model of a service as a `ChatClient`, from whichever event loop; see `served_model`."""
+    """A model of a service as a `ChatClient`, from whichever event loop; see `served_model`.
+
+    Attributes:
+        run: whose steps it answers, for traces.
+    """
 
     def __init__(self, service: Service, caller: Caller, name: str, client: ChatClient) -> None:
         self._service, self._caller = service, caller
         self._loop = asyncio.get_running_loop()
+        self.run = ""
         self.name, self.abilities = name, client.abilities
         self.fingerprint, self.context_length = client.fingerprint, client.context_length
 
@@ -99,7 +104,7 @@ class ServedModel:
     async def _events(self, request: ChatRequest | PromptRequest) -> list[Event]:
         async def asked() -> list[Event]:
             # Each step is a request for itself: its times begin now.
-            record = Record("agent", "POST", _ENDPOINT, self._caller.name, _ENDPOINT)
+            record = Record(self.run, "POST", _ENDPOINT, self._caller.name, _ENDPOINT)
             token = CURRENT.set(record)
             try:
                 started, events = await self._service.run(self._caller, self.name, request)

@@ -319,7 +319,7 @@ async def _went_on(agents: Agents, line: RunLine, going_on: Coroutine[Any, Any, 
     try:
         await going_on
     except AgentError as error:
-        raise ApiError(409, str(error), code="run_busy") from None
+        raise ApiError(409, str(error), code="conflict") from None
     return Json(await _told(agents, line))
 
 

@@ -19,7 +19,7 @@ from qafila.agent.policy import Policy, read_policy
 from qafila.agent.state import State
 from qafila.agent.tools.builtin import Resources, builtin
 from qafila.database import default_url
-from qafila.errors import QafilaError, UsageError
+from qafila.errors import QafilaError, StorageError, UsageError
 from qafila.server.agent_client import ServedModel, served_model
 from qafila.server.agent_work import Work
 from qafila.server.errors import ApiError
@@ -100,8 +100,13 @@ class Agents:
         await asyncio.to_thread(self.journal.close)
 
     async def _take_up(self) -> None:
-        await asyncio.to_thread(self._count_waiting)
-        for line in await asyncio.to_thread(self.journal.served_runs):
+        try:
+            await asyncio.to_thread(self._count_waiting)
+            lines = await asyncio.to_thread(self.journal.served_runs)
+        except StorageError as error:
+            _log.error("no run goes on by itself: %s", error)
+            return
+        for line in lines:
             try:
                 caller = await asyncio.to_thread(self._caller_of, line)
                 agent = await self.agent_of(line, caller)
@@ -287,6 +292,8 @@ class Agents:
             with contextlib.suppress(RuntimeError):  # the loop is gone: nobody watches
                 loop.call_soon_threadsafe(self._heard, run, recorded)
 
+        if isinstance(agent.client, ServedModel):
+            agent.client.run = run
         work = Work(agent, run, tell)
         future = loop.run_in_executor(self._pool, work.carry_on)
         self._active[run] = _Active(work, future)
@@ -303,7 +310,8 @@ class Agents:
     def _count_waiting(self) -> None:
         """To be called in a thread."""
         if self._metrics is not None:
-            self._metrics.agent_waiting.set(self.journal.count("waiting"))
+            with contextlib.suppress(StorageError):  # a count is no reason to stop
+                self._metrics.agent_waiting.set(self.journal.count("waiting"))
 
     def _ended(self, run: str) -> None:
         self._active.pop(run, None)
