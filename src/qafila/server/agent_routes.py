@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 
-_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 # Seconds that a decision waits for the run to come to rest: it is asked for a moment before that.
 _REST = 5.0
 # Words that were said to a run and not read yet.
