@@ -248,6 +248,18 @@ def test_no_more_at_once_than_the_operator_wants(place):
         assert len(client.asked) == 3
 
 
+def test_no_more_in_all_than_there_is_room_for(place, monkeypatch):
+    monkeypatch.setattr("qafila.server.agent_runs._MOST_OF_ONE", 2)
+    client = ScriptedAgent([], hold=asyncio.Event())
+    with place.serve(client, at_once=1) as ask:
+        runs = [ask.begin() for _ in range(2)]
+        answer = httpx.post(ask.url + RUNS, json={"goal": "x"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
+        ask.post(f"{RUNS}/{runs[0]}/stop")
+        ask.until(runs[0], "stopped")
+        eventually(lambda: httpx.post(ask.url + RUNS, json={"goal": "x"}).status_code == 201)
+
+
 def test_a_model_that_fails(place):
     from qafila.errors import ChatError
 

@@ -81,8 +81,8 @@ class RunLine:
     Attributes:
         status: ``running`` (or interrupted), else why it ended. created: seconds since 1970.
         parent: the run it was forked from, and after which of its events.
-        owner: whose it is; "" for this machine's own user. served: whose requests a server answers with it, while it
-            is to go on by itself after that server's restart.
+        owner: whose it is; "" for this machine's own user. served: the name of the key for which a server works on it,
+            and goes on by itself after a restart; None: no server does.
     """
 
     id: str

@@ -16,13 +16,13 @@ from qafila.server.service import Caller, caller_of, service_of
 from qafila.server.streaming import EVENT_STREAM, Streamed, unless_gone
 
 if TYPE_CHECKING:
-    from qafila.agent.journal import RunLine
+    from qafila.agent.journal import Recorded, RunLine
     from qafila.server.agent_runs import Agents
 
 router = APIRouter()
 
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-# Seconds that a decision waits for the run to come to rest: it is asked for a moment before that.
+# Seconds that a run gets to come to rest once its last event is there.
 _REST = 5.0
 # Words that were said to a run and not read yet.
 _MOST_UNREAD = 64
@@ -146,9 +146,7 @@ async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
     from qafila.agent.events import Decided
 
     agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
-    await agents.settled(line.id, _REST)
-    recorded = await asyncio.to_thread(agents.journal.events, line.id)
-    if body.call not in _waiting(recorded):
+    if body.call not in _waiting(await _at_rest(agents, line)):
         raise ApiError(409, f"call {body.call!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
     await _admitted(request, caller)
     decided = Decided(call=body.call, allowed=body.allowed, by="api", reason=body.reason)
@@ -186,6 +184,7 @@ async def resume(request: Request, run_id: str, body: ResumeBody | None = None) 
     agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
     text = None if body is None else body.text
     await _admitted(request, caller)
+    await _at_rest(agents, line)
     return await _went_on(agents, line, agents.go_on(line, caller, say=text))
 
 
@@ -197,6 +196,7 @@ async def undo(request: Request, run_id: str, body: UndoBody | None = None) -> R
 
     agents, line = agents_of(request), await _line(request, run_id)
     everything = body is not None and body.all
+    await _at_rest(agents, line)
     try:
         taken = await asyncio.to_thread(lambda: take_back(agents.journal, line.id, everything=everything))
     except (AgentError, SandboxError) as error:
@@ -315,6 +315,17 @@ async def _told(agents: Agents, line: RunLine) -> dict[str, Any]:
     return await told(agents, line)
 
 
+async def _at_rest(agents: Agents, line: RunLine) -> list[Recorded]:
+    """The events of a run; where it is about to come to rest, once it has: its last event is seen before that."""
+    from qafila.agent.events import Asked, Ended
+
+    recorded = await asyncio.to_thread(agents.journal.events, line.id)
+    if isinstance(recorded[-1].event, Asked | Ended):
+        await agents.settled(line.id, _REST)
+        recorded = await asyncio.to_thread(agents.journal.events, line.id)
+    return recorded
+
+
 async def _went_on(agents: Agents, line: RunLine, going_on: Coroutine[Any, Any, None]) -> Response:
     try:
         await going_on
@@ -323,7 +334,7 @@ async def _went_on(agents: Agents, line: RunLine, going_on: Coroutine[Any, Any, 
     return Json(await _told(agents, line))
 
 
-def _waiting(recorded: Sequence[Any]) -> set[str]:
+def _waiting(recorded: Sequence[Recorded]) -> set[str]:
     from qafila.agent.state import State
     from qafila.server.agent_views import waiting_for_a_word
 

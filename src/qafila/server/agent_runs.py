@@ -30,8 +30,8 @@ from qafila.server.settings import AgentSettings
 
 _log = logging.getLogger(__name__)
 
-# Runs that wait to be worked on; more are refused.
-_MOST_WAITING = 256
+# Runs that are worked on or wait for that: of all, and of one owner. More are refused.
+_MOST_ACTIVE, _MOST_OF_ONE = 256, 64
 # Seconds that calls under way get to come to their end when the server stops.
 _GRACE = 10.0
 _ANONYMOUS = Caller().name
@@ -41,6 +41,7 @@ _ANONYMOUS = Caller().name
 class _Active:
     """A run that is worked on, or waits for that."""
 
+    owner: str
     work: Work
     future: asyncio.Future[None]
 
@@ -70,7 +71,6 @@ class Agents:
         self.memory = self.journal.memory
         self.tools = builtin(settings.tools, Resources(memory=self.memory))
         self._service, self._keyring, self._metrics = service, keyring, metrics
-        self._at_once = settings.at_once
         self._pool = ThreadPoolExecutor(settings.at_once, thread_name_prefix="qafila-agent")
         self._active: dict[str, _Active] = {}
         self._opening: set[str] = set()
@@ -111,7 +111,7 @@ class Agents:
                 caller = await asyncio.to_thread(self._caller_of, line)
                 agent = await self.agent_of(line, caller)
                 with self._opened(line.id):
-                    self._work_on(agent, line.id)
+                    self._work_on(agent, line.id, line.owner)
             except (ApiError, QafilaError) as error:
                 _log.warning("run %s does not go on by itself: %s", line.id, error)
 
@@ -144,8 +144,8 @@ class Agents:
             ApiError, QafilaError: what is wrong with it, or no room.
         """
         check_goal(goal)
-        self._check_room()
         owner = owner_of(caller)
+        self._check_room(owner)
         agent = await self._agent(caller, owner, model, self._names(names), settings, wished)
 
         def write() -> str:
@@ -155,7 +155,7 @@ class Agents:
 
         run = await asyncio.to_thread(write)
         with self._opened(run):
-            self._work_on(agent, run)
+            self._work_on(agent, run, owner)
         return run
 
     async def go_on(
@@ -167,7 +167,7 @@ class Agents:
             ApiError, QafilaError: it cannot go on, or somebody works on it.
         """
         with self._opened(line.id):
-            self._check_room()
+            self._check_room(line.owner)
             agent = await self.agent_of(line, caller)
             decisions = {} if decided is None else {decided.call: decided}
 
@@ -181,7 +181,7 @@ class Agents:
                 self._count_waiting()
 
             await asyncio.to_thread(write)
-            self._work_on(agent, line.id)
+            self._work_on(agent, line.id, line.owner)
 
     def is_active(self, run: str) -> bool:
         """Whether this server works on a run, or will in a moment."""
@@ -265,12 +265,14 @@ class Agents:
             owner=owner,
         )
 
-    def _check_room(self) -> None:
+    def _check_room(self, owner: str) -> None:
         if self._closing:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
-        if len(self._active) >= self._at_once + _MOST_WAITING:
-            raise ApiError(429, f"{_MOST_WAITING} runs wait already; try again later", code="server_busy",
-                           headers={"Retry-After": "30"})  # fmt: skip
+        own = sum(active.owner == owner for active in self._active.values())
+        if own >= _MOST_OF_ONE or len(self._active) >= _MOST_ACTIVE:
+            message = f"{own} of your runs, and {len(self._active)} in all, are worked on or wait for that"
+            wait = {"Retry-After": "30"}
+            raise ApiError(429, f"{message}; try again later", code="server_busy", headers=wait)
 
     @contextmanager
     def _opened(self, run: str) -> Iterator[None]:
@@ -283,7 +285,7 @@ class Agents:
         finally:
             self._opening.discard(run)
 
-    def _work_on(self, agent: Agent, run: str) -> None:
+    def _work_on(self, agent: Agent, run: str, owner: str) -> None:
         loop = asyncio.get_running_loop()
 
         def tell(recorded: Recorded) -> None:
@@ -296,7 +298,7 @@ class Agents:
             agent.client.run = run
         work = Work(agent, run, tell)
         future = loop.run_in_executor(self._pool, work.carry_on)
-        self._active[run] = _Active(work, future)
+        self._active[run] = _Active(owner, work, future)
         future.add_done_callback(lambda _: self._ended(run))
 
     def _heard(self, run: str, recorded: Recorded) -> None:
