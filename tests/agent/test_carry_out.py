@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
-from qafila.agent.edits import Edit, file_edit
+from qafila.agent.edits import Edit, alone, file_edit
 from qafila.agent.events import Intended
 from qafila.agent.observation import MOST_SHOWN, Observation
 from qafila.agent.sandbox.sandbox import find_sandbox
@@ -239,3 +239,20 @@ def test_what_is_no_edit_is_never_done_again_by_itself(tmp_path: Path) -> None:
     assert found is not None
     assert found.status == "unknown"
     assert "nobody knows whether it was done" in found.text
+
+
+def test_edits_of_two_runs_do_not_cross(tmp_path: Path) -> None:
+    """One that fails takes back its own edits, and never those of another that writes the same file meanwhile."""
+    edits = file_edit(tmp_path, "تقرير.txt", b"1\n")
+    intent = Intended(call="0.0", name="w", arguments={}, effect="write", key="k", edits=edits, told="wrote it")
+    found: list[Observation] = []
+    surroundings = Surroundings(tmp_path, find_sandbox)
+    other = threading.Thread(target=lambda: found.append(do_edits(intent, surroundings)))
+    with alone(tmp_path):
+        other.start()
+        other.join(0.2)
+        assert not found
+        assert not (tmp_path / "تقرير.txt").exists()
+    other.join(10)
+    assert [one.text for one in found] == ["wrote it"]
+    assert do_edits(intent, Surroundings(tmp_path / "gone", find_sandbox)).status == "error"

@@ -391,3 +391,53 @@ def test_the_journal_is_its_owners(journal: Journal, tmp_path: Path) -> None:
 def test_events_are_told_apart_by_their_kind() -> None:
     for event in EVENTS:
         assert EVENT.validate_json(event.model_dump_json()) == event
+
+
+def test_runs_have_owners(journal: Journal) -> None:
+    mine = [journal.begin(began(f"هدف {number}")) for number in range(3)]
+    theirs = journal.begin(began("سر"), owner="key:salma")
+    assert [line.id for line in journal.runs(owner="")] == mine[::-1]
+    assert [line.id for line in journal.runs(owner="key:salma")] == [theirs]
+    assert len(journal.runs()) == 4
+    assert journal.line(theirs, "") is None
+    line = journal.line(theirs, "key:salma")
+    assert line is not None
+    assert (line.goal, line.owner, line.events, line.served) == ("سر", "key:salma", 1, None)
+    for wrong in ("", "last", "a\0b", "%", "٣"):
+        assert journal.line(wrong, "") is None
+    newest = journal.line(mine[2], "")
+    assert [one.id for one in journal.runs(1, owner="", before=newest)] == [mine[1]]
+    fork = journal.fork(theirs, 0)
+    assert journal.line(fork, "key:salma") is not None
+    ended = Ended(reason="waiting")
+    journal.add(mine[0], 1, ended)
+    assert [one.id for one in journal.runs(owner="", status="waiting")] == [mine[0]]
+    assert journal.count("waiting") == 1
+    assert [one.event for one in journal.events(mine[0], 1)] == [ended]
+    assert journal.events(mine[0], 2) == []
+
+
+def test_runs_that_a_server_works_on(journal: Journal) -> None:
+    runs = [journal.begin(began()) for _ in range(3)]
+    for run in runs[:2]:
+        journal.serve(run, "salma")
+    journal.add(runs[0], 1, Ended(reason="done"))
+    assert [(line.id, line.served) for line in journal.served_runs()] == [(runs[1], "salma")]
+    journal.serve(runs[1], None)
+    assert journal.served_runs() == []
+
+
+def test_a_journal_of_before_there_were_owners(url: str) -> None:
+    old = Journal(url)
+    run = old.begin(began("قديم"))
+    with old._engine.begin() as connection:
+        for column in ("owner", "served"):
+            connection.exec_driver_sql(f"ALTER TABLE agent_runs DROP COLUMN {column}")
+        connection.exec_driver_sql("UPDATE schema_versions SET version = 1 WHERE name = 'agent'")
+    old.close()
+    journal = Journal(url)
+    line = journal.line(run, "")
+    assert line is not None
+    assert (line.goal, line.served) == ("قديم", None)
+    assert journal.line(journal.begin(began(), owner="key:x"), "key:x") is not None
+    journal.close()

@@ -85,7 +85,7 @@ def scripted_server() -> Iterator[Callable[..., tuple[str, ScriptedClient]]]:
         yield make
 
 
-@pytest.fixture(name="serving")
+@pytest.fixture(name="serving", scope="session")
 def serving_fixture() -> Callable[[Any], Any]:
     """`serving`: a context manager that serves an application on a port."""
     return serving

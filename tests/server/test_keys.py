@@ -145,7 +145,7 @@ def test_names_scopes_and_limits_are_checked(store: KeyStore) -> None:
     for name, message in names.items():
         with pytest.raises(UsageError, match=message):
             store.create(name)
-    with pytest.raises(UsageError, match="no scope 'root'; there are inference, models, metrics, admin"):
+    with pytest.raises(UsageError, match="no scope 'root'; there are inference, models, agent, metrics, admin"):
         store.create("other", scopes=["root"])
     with pytest.raises(UsageError, match="--tokens-per-minute: must be above 0"):
         store.create("other", tokens_per_minute=0)

@@ -14,6 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from qafila import database
+from qafila.agent.events import Began, Budget, Prices
+from qafila.agent.journal import Journal
 from qafila.agent.memory.store import Memory
 from qafila.agent.schedules import triggers
 from qafila.agent.schedules.planner import Planner
@@ -164,3 +166,29 @@ def test_what_is_due_is_planned_once_by_servers_side_by_side(url):
     assert len(sides[0].notices("")) == 5
     for side in sides:
         side.close()
+
+
+def test_runs_of_agents_and_their_owners(url):
+    old = Journal(url)
+    with old._engine.begin() as connection:
+        for column in ("owner", "served"):
+            connection.exec_driver_sql(f"ALTER TABLE agent_runs DROP COLUMN {column}")
+        connection.exec_driver_sql("UPDATE schema_versions SET version = 1 WHERE name = 'agent'")
+    old.close()
+    journal = Journal(url)
+    began = Began(
+        goal="هدف", system="", model="m", tools=(), effects={}, workspace="/w", budget=Budget(), prices=Prices(),
+        choosing="free", seed=0, temperature=0, answer_tokens=1, version="1",
+    )  # fmt: skip
+    mine, theirs = journal.begin(began), journal.begin(began, owner="key:salma")
+    assert [line.id for line in journal.runs(owner="key:salma")] == [theirs]
+    assert journal.line(theirs, "") is None
+    assert journal.line("a\0b", "") is None
+    journal.serve(mine, "anonymous")
+    assert [line.id for line in journal.served_runs()] == [mine]
+    assert journal.count("running") == 2
+    assert [line.id for line in journal.runs(5, owner="", before=journal.line(mine, ""))] == []
+    with journal.hold(mine):
+        assert journal.worked_on(mine)
+    assert not journal.worked_on(mine)
+    journal.close()

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qafila.agent.edits import Edit, State, apply, states, sweep
+from qafila.agent.edits import Edit, State, alone, apply, states, sweep
 from qafila.agent.events import Intended
 from qafila.agent.observation import Observation, observation
 from qafila.agent.tool import ArgumentsError, Draft, Surroundings, Tool, ToolError
-from qafila.errors import QafilaError, StorageError
+from qafila.errors import QafilaError, SandboxError, StorageError
 
 
 def checked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any] | Observation:
@@ -103,6 +103,14 @@ def _tried_to_end(error: BaseException) -> RuntimeError:
 
 def do_edits(intent: Intended, surroundings: Surroundings) -> Observation:
     """Do what was written down, once; after a crash, what is left of it."""
+    try:
+        with alone(surroundings.workspace):
+            return _do_edits(intent, surroundings)
+    except SandboxError as error:  # the workspace is gone
+        return observation(str(error), "error")
+
+
+def _do_edits(intent: Intended, surroundings: Surroundings) -> Observation:
     workspace = surroundings.workspace
     undone: list[Edit] = []
     try:
@@ -127,7 +135,9 @@ def after_crash(intent: Intended, surroundings: Surroundings) -> Observation | N
             f"{intent.name} was interrupted, and nobody knows whether it was done; it is not done again by itself",
             "unknown",
         )
-    sweep(surroundings.workspace, intent.edits)
-    if "other" in states(surroundings.workspace, intent.edits):
+    with alone(surroundings.workspace):
+        sweep(surroundings.workspace, intent.edits)
+        found = states(surroundings.workspace, intent.edits)
+    if "other" in found:
         return observation("interrupted, and the files were changed by somebody else meanwhile", "unknown")
     return None

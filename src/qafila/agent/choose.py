@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from qafila.agent.calibration import NEUTRAL_GOAL, TINY, Calibration, logit, sigmoid
-from qafila.agent.events import Candidate
+from qafila.agent.calibration import NEUTRAL_GOAL, TINY, Calibration, calibration_of, logit, sigmoid
+from qafila.agent.events import Candidate, Choosing
 from qafila.chat.client import ChatClient, ChatRequest, ToolOdds
+from qafila.errors import UsageError
 from qafila.text.messages import Message
 
 
@@ -76,3 +77,22 @@ def candidates(odds: ToolOdds) -> tuple[Candidate, ...]:
     every = [Candidate(name="", probability=max(0.0, 1 - odds.call))]
     every += [Candidate(name=name, probability=odds.call * share) for name, share in odds.tools]
     return tuple(sorted(every, key=lambda one: -one.probability))
+
+
+def settled(
+    client: ChatClient, wished: Choosing | None, given: Calibration | None = None, *, option: str
+) -> tuple[Choosing, Calibration]:
+    """How a client's tools are chosen, and the calibration for that.
+
+    Args:
+        client: the model. wished: how; None for by likelihood where the model's calibration is known. given: a
+            calibration instead of the known one. option: what asked for it, for messages.
+
+    Raises:
+        UsageError: likelihoods are wished of a client that has none. FormatError: the known calibration is damaged.
+    """
+    if wished == "likelihood" and not client.abilities.exact_likelihood:
+        raise UsageError(f"{option}: {client.name} gives no exact likelihoods; a model in this process does")
+    known = given or calibration_of(client.fingerprint)
+    likely = known is not None if wished is None else wished == "likelihood"
+    return "likelihood" if likely else "free", known or Calibration()

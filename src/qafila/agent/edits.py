@@ -7,10 +7,11 @@ crash too, and its reverse is an edit like any other.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -220,6 +221,24 @@ def apply(workspace: Path, edits: Sequence[Edit]) -> None:
         if state == "before"
     ]
     keep(workspace, chosen)
+
+
+@contextlib.contextmanager
+def alone(workspace: Path) -> Iterator[None]:
+    """Edits of one run at a time, whatever process it is in: what one leaves half done no other takes for its own.
+
+    Raises:
+        SandboxError: the workspace cannot be opened.
+    """
+    try:
+        descriptor = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxError(f"{workspace}: cannot be a workspace: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sweep(workspace: Path, edits: Iterable[Edit]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qafila.agent.choose import Chooser, candidates, decided
 from qafila.agent.events import Answered, Candidate
@@ -53,6 +54,16 @@ class Cause:
     part: Part
     change: float
     instead: Candidate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for programs."""
+        return {
+            "what": self.part.what,
+            "text": self.part.text,
+            "message": self.part.message,
+            "change": round(self.change, 4),
+            "instead": None if self.instead is None else self.instead.model_dump(),
+        }
 
 
 def parts(messages: Sequence[Message]) -> list[Part]:

@@ -11,12 +11,13 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -38,6 +39,9 @@ _RUNS = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("parent", sa.String(32)),
     sa.Column("forked_at", sa.Integer),
+    # Since version 2.
+    sa.Column("owner", sa.String(128), nullable=False, server_default=""),
+    sa.Column("served", sa.String(64)),
 )
 _EVENTS = sa.Table(
     "agent_events",
@@ -55,9 +59,18 @@ _INBOX = sa.Table(
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("text", sa.Text, nullable=False),
 )
-SCHEMA = Schema("agent", (_RUNS, _EVENTS, _INBOX, LOG, CHECKPOINTS))
+
+
+def _with_owners(connection: sa.Connection) -> None:
+    """Version 2: whose a run is, and for whom a server works on it."""
+    connection.exec_driver_sql("ALTER TABLE agent_runs ADD COLUMN owner VARCHAR(128) NOT NULL DEFAULT ''")
+    connection.exec_driver_sql("ALTER TABLE agent_runs ADD COLUMN served VARCHAR(64)")
+
+
+SCHEMA = Schema("agent", (_RUNS, _EVENTS, _INBOX, LOG, CHECKPOINTS), (_with_owners,))
 
 Wish = Literal["steer", "cancel"]
+_ID = re.compile("[0-9a-f]{1,32}")
 _LOCK = 0x51414745  # PostgreSQL's advisory locks: this, and a number made of the run's id
 
 
@@ -68,6 +81,8 @@ class RunLine:
     Attributes:
         status: ``running`` (or interrupted), else why it ended. created: seconds since 1970.
         parent: the run it was forked from, and after which of its events.
+        owner: whose it is; "" for this machine's own user. served: the name of the key for which a server works on it,
+            and goes on by itself after a restart; None: no server does.
     """
 
     id: str
@@ -77,6 +92,8 @@ class RunLine:
     events: int
     parent: str | None
     forked_at: int | None
+    owner: str = ""
+    served: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +128,25 @@ class Journal:
         """Let go of the database."""
         self._engine.dispose()
 
-    def begin(self, began: Began, run: str | None = None) -> str:
+    def begin(self, began: Began, run: str | None = None, *, owner: str = "") -> str:
         """Write down a new run and its first event; gives its id, by default a new one.
+
+        Args:
+            began: the event. run: its id. owner: whose it is.
 
         Raises:
             AgentError: the event holds what is no text. StorageError: there is such a run, or the database fails.
         """
         with writing(self._engine) as connection:
-            return self._begin(connection, began, None, None, run)
+            return self._begin(connection, began, run, owner=owner)
 
     def _begin(
-        self,
-        connection: sa.Connection,
-        began: Began,
-        parent: str | None,
-        forked_at: int | None,
-        run: str | None = None,
+        self, connection: sa.Connection, began: Began, run: str | None = None, **columns: str | int | None
     ) -> str:
         run = run or secrets.token_hex(6)
         body = _body(began)
         row = {"id": run, "created": self._clock(), "goal": began.goal, "status": "running"}
-        connection.execute(_RUNS.insert().values(**row, parent=parent, forked_at=forked_at))
+        connection.execute(_RUNS.insert().values(**row, **columns))
         self._insert(connection, run, 0, body)
         return run
 
@@ -161,16 +176,16 @@ class Journal:
         connection.execute(_EVENTS.insert().values(run=run, number=number, at=self._clock(), body=body))
         append(connection, run, number, body)
 
-    def events(self, run: str) -> list[Recorded]:
-        """All events of a run, in order.
+    def events(self, run: str, start: int = 0) -> list[Recorded]:
+        """The events of a run from number ``start`` on, in order.
 
         Raises:
             AgentError: no such run. StorageError: the database fails, or holds what this version cannot read.
         """
         with reading(self._engine) as connection:
-            query = sa.select(_EVENTS).where(_EVENTS.c.run == run).order_by(_EVENTS.c.number)
-            rows = connection.execute(query).all()
-        if not rows:
+            chosen = sa.and_(_EVENTS.c.run == run, _EVENTS.c.number >= start)
+            rows = connection.execute(sa.select(_EVENTS).where(chosen).order_by(_EVENTS.c.number)).all()
+        if not rows and not start:
             raise _unknown(run)
         try:
             return [Recorded(row.number, row.at, EVENT.validate_json(row.body)) for row in rows]
@@ -199,13 +214,48 @@ class Journal:
             raise AgentError(f"{many} with {start!r:.40}; `qafila agent runs` lists them")
         return str(found[0])
 
-    def runs(self, most: int = 50) -> list[RunLine]:
-        """The newest runs, newest first."""
-        count = sa.select(sa.func.count()).where(_EVENTS.c.run == _RUNS.c.id).scalar_subquery()
-        query = sa.select(_RUNS, count.label("events")).order_by(_RUNS.c.created.desc()).limit(most)
+    def runs(
+        self, most: int = 50, *, owner: str | None = None, status: str | None = None, before: RunLine | None = None
+    ) -> list[RunLine]:
+        """The newest runs, newest first.
+
+        Args:
+            most: how many. owner, status: only these; None for all. before: only runs that are older than this one.
+        """
+        query = _lines().order_by(_RUNS.c.created.desc(), _RUNS.c.id.desc()).limit(most)
+        if owner is not None:
+            query = query.where(_RUNS.c.owner == owner)
+        if status is not None:
+            query = query.where(_RUNS.c.status == status)
+        if before is not None:
+            older = sa.and_(_RUNS.c.created == before.created, _RUNS.c.id < before.id)
+            query = query.where(sa.or_(_RUNS.c.created < before.created, older))
+        return self._read_lines(query)
+
+    def line(self, run: str, owner: str) -> RunLine | None:
+        """The run of this id, if it is this owner's."""
+        if not _ID.fullmatch(run):  # PostgreSQL takes no NUL even to compare with
+            return None
+        return next(iter(self._read_lines(_lines().where(_RUNS.c.id == run, _RUNS.c.owner == owner))), None)
+
+    def served_runs(self) -> list[RunLine]:
+        """Runs that a server was working on and has not ended, oldest first."""
+        chosen = sa.and_(_RUNS.c.served.is_not(None), _RUNS.c.status == "running")
+        return self._read_lines(_lines().where(chosen).order_by(_RUNS.c.created))
+
+    def serve(self, run: str, served: str | None) -> None:
+        """Note for whom a server works on a run; None: it is not to go on by itself any more."""
+        with writing(self._engine) as connection:
+            connection.execute(_RUNS.update().where(_RUNS.c.id == run).values(served=served))
+
+    def count(self, status: str) -> int:
+        """How many runs have this status."""
         with reading(self._engine) as connection:
-            rows = connection.execute(query).all()
-        return [RunLine(r.id, r.created, r.goal, r.status, r.events, r.parent, r.forked_at) for r in rows]
+            return connection.scalar(sa.select(sa.func.count()).where(_RUNS.c.status == status)) or 0
+
+    def _read_lines(self, query: sa.Select[Any]) -> list[RunLine]:
+        with reading(self._engine) as connection:
+            return [RunLine(**row) for row in connection.execute(query).mappings()]
 
     def fork(self, run: str, after: int, instead: Event | None = None) -> str:
         """A new run that begins as another did, up to and with event ``after``, or with ``instead`` in its place.
@@ -219,7 +269,8 @@ class Journal:
         first = recorded[0].event
         assert isinstance(first, Began)
         with writing(self._engine) as connection:
-            new = self._begin(connection, first, run, after)
+            owner = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == run))
+            new = self._begin(connection, first, parent=run, forked_at=after, owner=owner)
             for one in recorded[1 : after + 1]:
                 event = instead if instead is not None and one.number == after else one.event
                 self._add(connection, new, one.number, event)
@@ -337,6 +388,12 @@ class Journal:
             yield
         finally:
             os.close(descriptor)
+
+
+def _lines() -> sa.Select[Any]:
+    """What a `RunLine` holds, of every run."""
+    count = sa.select(sa.func.count()).where(_EVENTS.c.run == _RUNS.c.id).scalar_subquery()
+    return sa.select(_RUNS, count.label("events"))
 
 
 def _unknown(run: str) -> AgentError:

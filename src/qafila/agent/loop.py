@@ -153,7 +153,18 @@ class Agent:
             remembers=self._memory is not None,
             remembered=remembered.trusted if remembered else (),
         )
-        return self.journal.begin(began, run)
+        return self.journal.begin(began, run, owner=self._owner)
+
+    def go_on(self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None) -> None:
+        """Write down that a run is to go on, and what was said and decided; `work` then carries it on.
+
+        Raises:
+            AgentError, StorageError: as `work`.
+        """
+        with self.journal.hold(run):
+            worker = _Worker(self, run, State.of(self.journal.events(run)))
+            for event in worker.opening(say, decisions or {}):
+                worker.write(event)
 
     async def work(
         self,

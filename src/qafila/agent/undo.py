@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qafila.agent.edits import Edit, apply
+from qafila.agent.edits import Edit, alone, apply
 from qafila.agent.events import Event, Intended, Observed, Undone
 from qafila.agent.journal import Journal
 from qafila.agent.observation import observation
@@ -44,7 +44,10 @@ def undo(journal: Journal, run: str, *, everything: bool = False) -> list[Edit |
         for call in calls if everything else calls[:1]:
             done = state.done[call]
             edits = [edit.reversed() for edit in reversed(done.edits)]
-            apply(Path(state.began.workspace), edits)
+            workspace = Path(state.began.workspace)
+            if edits:
+                with alone(workspace):
+                    apply(workspace, edits)
             entry = None if edits else journal.memory.take_back(done.key)
             if entry is not None:
                 taken.append(Forgotten(f"memory/{entry.id}", entry.text))

@@ -21,7 +21,7 @@ from qafila.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
     from qafila.agent.calibration import Calibration
-    from qafila.agent.events import Decided
+    from qafila.agent.events import Choosing, Decided
     from qafila.agent.journal import Journal
     from qafila.agent.loop import Agent, Settings
     from qafila.agent.policy import Policy
@@ -268,21 +268,18 @@ def _agent(
     remembers: bool = True,
     **model: Any,
 ) -> Agent:
-    from qafila.agent.calibration import Calibration, calibration_of
+    from qafila.agent.choose import settled
     from qafila.agent.loop import Agent
     from qafila.agent.tools.builtin import Resources, builtin
 
     memory = journal.memory if remembers else None
     toolbox = builtin(names, Resources(memory=memory))
     client = open_client(**model)
-    exact = client.abilities.exact_likelihood
-    if choose == "likelihood" and not exact:
-        raise UsageError(f"--choose likelihood: {client.name} gives no exact likelihoods; a model in this process does")
-    if not exact and not as_json:
+    wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"
+    choosing, known = settled(client, wished, given, option="--choose likelihood")
+    if not client.abilities.exact_likelihood and not as_json:
         print(f"note: {client.name} gives no likelihoods: no probabilities, replay or explanations", file=sys.stderr)
-    known = given or calibration_of(client.fingerprint)
-    likely = known is not None if choose is None else choose == "likelihood"
-    settings = replace(settings, choosing="likelihood" if likely else "free", calibration=known or Calibration())
+    settings = replace(settings, choosing=choosing, calibration=known)
     return Agent(
         client,
         toolbox,

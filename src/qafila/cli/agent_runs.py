@@ -122,16 +122,7 @@ def explain(
 
     causes = sorted(asyncio.run(measure()), key=lambda cause: -cause.change)
     if as_json:
-        rows = [
-            {
-                "what": cause.part.what,
-                "text": cause.part.text,
-                "message": cause.part.message,
-                "change": round(cause.change, 4),
-                "instead": None if cause.instead is None else cause.instead.model_dump(),
-            }
-            for cause in causes
-        ]
+        rows = [cause.to_dict() for cause in causes]
         print(json.dumps({"run": found, "event": event, "causes": rows}, ensure_ascii=False))
         return
     print("log-probability of this answer that each part gave it (below zero: took from it)")

@@ -35,7 +35,9 @@ def _create(
     name: _Name,
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", help="inference, models, metrics or admin; may be repeated (default: the first two)."),
+        typer.Option(
+            "--scope", help="inference, models, agent, metrics or admin; may be repeated (default: the first two)."
+        ),
     ] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Most requests a minute.")] = None,
     tokens_per_minute: Annotated[

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from qafila.server.keys import Keyring
-    from qafila.server.settings import Settings
+    from qafila.server.settings import AgentSettings, Settings
     from qafila.server.upstreams import Upstream
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def command(
+    ctx: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -105,6 +106,30 @@ def command(
     log_format: Annotated[str, typer.Option(help="human or json (one object a line).")] = "human",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log prompts and answers, too.")] = False,
+    agent: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", envvar="QAFILA_AGENT_FOLDER", help="Serve an agent (/v1/agent) that works in this folder."
+        ),
+    ] = None,
+    agent_policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="QAFILA_AGENT_POLICY", help="What it may do, is asked about, may not (TOML)."
+        ),
+    ] = None,
+    agent_tools: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="The only tools that it may have, with commas.")
+    ] = None,
+    agent_runs: Annotated[int, typer.Option(min=1, help="Runs of the agent worked on at once; others wait.")] = 4,
+    agent_database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="QAFILA_AGENT_DATABASE",
+            help="Where its runs are kept (default: SQLite in QAFILA_HOME, as for `qafila agent`).",
+        ),
+    ] = None,
     otlp_endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Send OpenTelemetry traces there (http://127.0.0.1:4318).")
     ] = None,
@@ -150,6 +175,9 @@ def command(
         grace=grace,
         log_prompts=log_prompts,
     )
+    of_agent = ("agent_policy", "agent_tools", "agent_database", "agent_runs")
+    named = any(getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE" for name in of_agent)
+    agent_settings = _agent(agent, agent_policy, agent_tools, agent_database, agent_runs, named=named)
     if not ray and (replicas is not None or ray_address is not None):
         raise UsageError("--replicas and --ray-address go with --ray")
     count = replicas or 2
@@ -172,6 +200,7 @@ def command(
             keyring=_keyring(settings, api_key_file, database),
             tracer=None if otlp_endpoint is None else Tracer.over_http(otlp_endpoint),
             responses=None if kept is None else ResponseStore.open(database, days=kept / 86400),
+            agent=agent_settings,
         )
 
     # Under Ray this one serves nobody, but what is wrong with the options is found here, in one line.
@@ -183,9 +212,10 @@ def command(
         if as_json:
             typer.echo(json.dumps({"url": url, "models": names}, ensure_ascii=False))
         else:
-            typer.echo(
-                f"Qafila serves {', '.join(names)}\n  chat page  {url}/\n  API        {url}/v1\n  Ctrl-C stops it"
-            )
+            lines = [f"Qafila serves {', '.join(names)}", f"  chat page  {url}/", f"  API        {url}/v1"]
+            if agent is not None:
+                lines.append(f"  agent      works in {agent}")
+            typer.echo("\n".join([*lines, "  Ctrl-C stops it"]))
         sys.stdout.flush()
 
     if ray:
@@ -222,6 +252,37 @@ def _upstreams(
         way_out = "list several in --models-file" if urls else "add --upstream URL"
         raise UsageError(f"--upstream-model and --upstream-key-... are for exactly one --upstream; {way_out}")
     return [upstream_of(url, models, key_env, key_file) for url in urls]
+
+
+def _agent(
+    folder: Path | None,
+    policy: Path | None,
+    tools: str | None,
+    database: str | None,
+    at_once: int,
+    *,
+    named: bool,
+) -> AgentSettings | None:
+    """What is decided about the agent; None for no agent.
+
+    Args:
+        named: whether an option of it stands on the command line; in variables they may be meant for `qafila agent`.
+
+    Raises:
+        UsageError: options of an agent that there is not, or a folder that is none.
+    """
+    from qafila.server.settings import AgentSettings
+
+    if folder is None:
+        if named:
+            raise UsageError("--agent-...: there is no agent; add --agent FOLDER")
+        return None
+    try:
+        import qafila.agent.journal  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--agent: {error.name} is missing; `pip install 'qafila[agent]'` brings it") from None
+    names = None if tools is None else tuple(name.strip() for name in tools.split(",") if name.strip())
+    return AgentSettings(folder, policy, names, database, at_once)
 
 
 def _keyring(settings: Settings, file: Path | None, database: str | None) -> Keyring:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from qafila import __version__
 from qafila.server import (
+    agent_memory,
+    agent_routes,
     anthropic_messages,
     errors,
     health,
@@ -37,6 +39,9 @@ from qafila.server.settings import Settings
 from qafila.server.static import Pages
 from qafila.server.traces import Tracer
 
+if TYPE_CHECKING:
+    from qafila.server.agent_runs import Agents
+
 #: Every endpoint, in the order in which the documentation tells of them.
 ROUTERS = (
     openai_chat.router,
@@ -50,6 +55,8 @@ ROUTERS = (
     ollama_embed.router,
     ollama_models.router,
     tokenize.router,
+    agent_routes.router,
+    agent_memory.router,
 )
 
 
@@ -84,19 +91,24 @@ def create_app(
     metrics: Metrics | None = None,
     responses: ResponseStore | None = None,
     tracer: Tracer | None = None,
+    agents: Agents | None = None,
 ) -> FastAPI:
-    """An ASGI application over a service; it closes the service's models, store and tracer at shutdown.
+    """An ASGI application over a service; it closes the service's models, store, tracer and agents at shutdown.
 
     Args:
         service: what answers. settings: how it guards itself; by default, as on a machine of one's own.
         keyring: the keys it knows; None for none. metrics: what ``/metrics`` tells; None for nothing.
         responses: where ``/v1/responses`` keeps what it answered; None keeps nothing.
-        tracer: of the service's observer, if it has one.
+        tracer: of the service's observer, if it has one. agents: what ``/v1/agent`` works with; None for no agent.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if agents is not None:
+            agents.start()
         yield
+        if agents is not None:
+            await agents.close()  # before the models that its runs ask
         await service.models.close()
         if responses is not None:
             await asyncio.to_thread(responses.close)
@@ -106,7 +118,7 @@ def create_app(
     app = _Guarded(title="Qafila", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.settings = service, settings or Settings()
     app.state.keyring, app.state.metrics, app.state.lifecycle = keyring, metrics, health.Lifecycle()
-    app.state.responses = responses
+    app.state.responses, app.state.agents = responses, agents
     errors.install(app)
     for router in (*ROUTERS, health.router, Pages().router()):
         app.include_router(router)

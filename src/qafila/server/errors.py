@@ -89,7 +89,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(503, str(error), code="model_closed", headers={"Retry-After": "1"})
     if isinstance(error, StorageError):  # the server's trouble; it tells no client where its files are
         _log.error("%s", error)
-        return ApiError(503, "the server cannot store or read this now; its log says more", code="storage_error")
+        message = "the server cannot store or read this now; its log says more"
+        return ApiError(503, message, code="storage_error", headers={"Retry-After": "5"})
     if isinstance(error, QafilaError):
         return ApiError(400, str(error), param=_named(str(error)))
     _log.error("a request failed", exc_info=error)

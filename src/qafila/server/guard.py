@@ -78,6 +78,8 @@ class _Asked:
             return "admin"
         if self.path in _MODELS or self.path.startswith("/v1/models/"):
             return "models"
+        if self.path == "/v1/agent" or self.path.startswith("/v1/agent/"):
+            return "agent"  # which changes files, not only answers
         return "inference"
 
 
@@ -150,7 +152,7 @@ class Guard:
             if needed is not None:
                 known = scope["caller"] = await self._caller(asked, needed)
                 record.caller = known.name
-                caller = known if needed == "inference" else None
+                caller = known if needed in ("inference", "agent") else None
             if asked.method in _WITH_BODY:
                 receive = await self._with_body(asked, receive, record)
             async with asyncio.timeout(self._settings.timeout + _SPARE_SECONDS):
@@ -238,7 +240,7 @@ class Guard:
         wanted = asked.headers.get("access-control-request-headers", "")
         names = wanted if _HEADER_NAMES.fullmatch(wanted) else "authorization, content-type"
         return [
-            (b"access-control-allow-methods", b"GET, POST, DELETE"),
+            (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE"),
             (b"access-control-allow-headers", names.encode("latin-1")),
             (b"access-control-max-age", b"600"),
         ]

@@ -24,7 +24,7 @@ from qafila.errors import UsageError
 from qafila.server.service import Caller
 
 # What a scope allows is in `qafila.server.guard`; "admin" allows everything.
-SCOPES = ("inference", "models", "metrics", "admin")
+SCOPES = ("inference", "models", "agent", "metrics", "admin")
 DEFAULT_SCOPES = frozenset({"inference", "models"})
 PREFIX = "qfl_"
 # A string chosen by a person has to be long enough that nobody finds it by trying.
@@ -260,7 +260,7 @@ def static_keys(texts: Sequence[str], source: str) -> list[Key]:
                 "`openssl rand -hex 32` makes one"
             )
         hashed = digest(text)
-        scopes = DEFAULT_SCOPES | {"metrics"}
+        scopes = DEFAULT_SCOPES | {"agent", "metrics"}
         name = f"{source.lstrip('-').lower().replace('_', '-')}-{number}"
         keys.append(Key(hashed.hex()[:10], name, hashed, scopes))
     return keys
@@ -337,6 +337,13 @@ class Keyring:
             return Unknown("unknown")
         state = found.state(self._clock())
         return found if state == "active" else Unknown(state)
+
+    def by_id(self, key_id: str) -> Key | None:
+        """The key with this public part, as long as it is active. May block for the database."""
+        key = next((key for key in self._static if key.id == key_id), None)
+        if key is None and self._store is not None:
+            key = self._store.find(key_id)
+        return key if key is not None and key.state(self._clock()) == "active" else None
 
     def _look_up(self, key_id: str) -> Key | None:
         assert self._store is not None

@@ -56,6 +56,9 @@ class Metrics:
         self.hits = Gauge(
             "qafila_prefix_hit_ratio", "Share of all prompt tokens found in the cache.", ("model",), registry=registry
         )
+        self.agent_runs = counter("agent_runs", "Runs of agents that stopped.", "reason")
+        self.agent_steps = counter("agent_steps", "Answers of models in runs of agents.")
+        self.agent_waiting = Gauge("qafila_agent_waiting", "Runs that wait for a person's word.", registry=registry)
         self._read: dict[str, tuple[int, int]] = {}
         self.load = Gauge(
             "qafila_model_load_seconds",

@@ -6,6 +6,7 @@ import ipaddress
 import math
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from qafila.errors import UsageError
@@ -74,6 +75,32 @@ class Settings:
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return is_loopback(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What an operator decides about the server's agent.
+
+    Attributes:
+        folder: the workspace of every run. policy: a file that says what is allowed; None for the usual policy.
+        tools: the names of those that runs may have; None for all. database: URL of the journal; None for the usual
+            one. at_once: runs worked on at the same time; others wait.
+
+    Raises:
+        UsageError: no folder; the message names the option.
+    """
+
+    folder: Path
+    policy: Path | None = None
+    tools: tuple[str, ...] | None = None
+    database: str | None = None
+    at_once: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise UsageError(f"--agent {self.folder}: is no folder")
+        if self.at_once < 1:
+            raise UsageError(f"--agent-runs: must be 1 or more, not {self.at_once}")
 
 
 def is_loopback(host: str) -> bool:

@@ -1,0 +1,120 @@
+"""Runs as JSON, as ``/v1/agent`` tells of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from qafila.agent.edits import Edit
+from qafila.agent.events import Answered, Asked, Began, Event, Intended
+from qafila.agent.journal import Recorded, RunLine
+from qafila.agent.state import Pending, State
+from qafila.agent.undo import Forgotten
+
+# Endings that have a state of their own; after the others the run is stopped.
+_STATES = {"done": "done", "waiting": "waiting", "failed": "failed"}
+
+
+def run_object(line: RunLine, recorded: Sequence[Recorded], *, working: bool) -> dict[str, Any]:
+    """A run.
+
+    Args:
+        line: of it. recorded: its events. working: whether somebody works on it; what nobody does and has no end was
+            interrupted.
+    """
+    state = State.of(recorded)
+    ended = state.ended
+    if ended is not None:
+        told, detail = _STATES.get(ended.reason, "stopped"), ended.detail
+    else:
+        told, detail = ("running", "") if working else ("stopped", "interrupted; it can be resumed")
+    return {
+        "object": "agent.run",
+        "id": line.id,
+        "goal": state.began.goal,
+        "model": state.began.model,
+        "state": told,
+        "reason": None if ended is None else ended.reason,
+        "answer": ended.answer if ended is not None and ended.reason == "done" else None,
+        "detail": detail,
+        "created": int(line.created),
+        "steps": state.steps,
+        "usage": {"read": state.spent.read, "cached": state.spent.cached, "generated": state.spent.generated},
+        "cost": state.cost,
+        "pending": [_asked(asked) for asked in waiting_for_a_word(state)],
+        "events": state.events,
+    }
+
+
+def waiting_for_a_word(state: State) -> list[Asked]:
+    """What a person is asked about, and has not decided."""
+    return [one.asked for one in state.pending if one.asked is not None and _undecided(one)]
+
+
+def _undecided(pending: Pending) -> bool:
+    return pending.decided is None and pending.observed is None
+
+
+def approvals(line: RunLine, recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """What a run waits for, each with the run's goal and when it was asked."""
+    asked_at = {one.event.intent.call: one.at for one in recorded if isinstance(one.event, Asked)}
+    state = State.of(recorded)
+    return [
+        {"run": line.id, "goal": line.goal, **_asked(one), "at": asked_at[one.intent.call]}
+        for one in waiting_for_a_word(state)
+    ]
+
+
+def _asked(asked: Asked) -> dict[str, Any]:
+    intent = asked.intent
+    return {
+        "call": intent.call,
+        "name": intent.name,
+        "arguments": intent.arguments,
+        "effect": intent.effect,
+        "why": asked.why,
+        "edits": edits(intent.edits),
+    }
+
+
+def edits(some: Iterable[Edit | Forgotten]) -> list[dict[str, Any]]:
+    """Edits, and entries of the memory that were taken back, as people see them, not as bytes."""
+    return [{"path": edit.path, "diff": edit.diff()} for edit in some]
+
+
+def event_object(one: Recorded, step: int) -> dict[str, Any]:
+    """An event in its place; ``step``: how many answers there had been with it."""
+    return {"number": one.number, "at": one.at, "step": step, "event": _event(one.event)}
+
+
+def event_objects(recorded: Iterable[Recorded], step: int = 0) -> list[dict[str, Any]]:
+    """Events in their places; ``step``: how many answers there had been before them."""
+    told = []
+    for one in recorded:
+        step += isinstance(one.event, Answered)
+        told.append(event_object(one, step))
+    return told
+
+
+def _event(event: Event) -> dict[str, Any]:
+    match event:
+        case Asked():
+            body = _plain(event, {"intent": {"edits"}})
+            body["intent"]["edits"] = edits(event.intent.edits)
+        case Intended():
+            body = _plain(event, {"edits"})
+            body["edits"] = edits(event.edits)
+        case Began():  # where the server keeps its files is not its clients' to know
+            body = _plain(event, {"workspace"})
+            body["workspace"] = PurePath(event.workspace).name
+        case _:
+            body = _plain(event, None)
+    if isinstance(event, Answered):
+        body["message"].pop("ids", None)
+    return body
+
+
+def _plain(event: Event, without: Any) -> dict[str, Any]:
+    return dict(json.loads(event.model_dump_json(exclude=without)))
