@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qafila.agent.config import Config
 from qafila.agent.tool import Tool, Toolbox
-from qafila.agent.tools import calculate, commands, files
+from qafila.agent.tools import analyse, calculate, commands, files, units, web
 from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 
@@ -31,11 +31,16 @@ def builtin(names: Sequence[str] | None = None, resources: Resources | None = No
     Raises:
         UsageError: a name that none has.
     """
-    every: tuple[Tool, ...] = (*files.tools(), *calculate.tools(), *commands.tools())
+    allow = (resources or Resources()).config.web.allow
+    every: tuple[Tool, ...] = (*files.tools(), *calculate.tools(), *commands.tools(), *units.tools(), *web.tools(allow))
+    lacking = {"query_data": analyse.lacking(), "plot": analyse.lacking(), "fetch": web.lacking(allow)}
+    every += () if lacking["plot"] else analyse.tools()
     if names is None:
         return Toolbox(every)
     by_name = {one.name: one for one in every}
     unknown = [name for name in names if name not in by_name]
     if unknown:
+        if why := lacking.get(unknown[0]):
+            raise UsageError(f"tool {unknown[0]}: {why}")
         raise UsageError(f"there is no built-in tool {unknown[0]!r:.40}; there are {', '.join(by_name)}")
     return Toolbox(tuple(by_name[name] for name in dict.fromkeys(names)))
