@@ -168,7 +168,7 @@ def plot(task: dict[str, Any]) -> str:
         raise TaskError("sql: gives no rows that can be drawn")
     _draw(kind, drawn, task)
     left = len(rows) - len(drawn)
-    return f"{len(drawn)} values" + (f", {left} rows without one left out" if left else "")
+    return f"{len(drawn)} values" + (f", {left} row{'s' * (left > 1)} left out" if left else "")
 
 
 def _draw(kind: str, drawn: list[tuple[Any, float]], task: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -17,6 +18,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _PORTS: Final = {"http": 80, "https": 443}
 _MOST_CHARACTERS = 2000
+_HOST = re.compile(r"[a-z0-9._:-]*")
 # What of IPv6 is routed in public (RFC 4291, IANA's registry), and what IPv4 is translated to (RFC 6052).
 _PUBLIC_V6, _TRANSLATED = ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -58,8 +60,7 @@ def target_of(url: str, base: Target | None = None) -> Target:
         raise ToolError(f"url: more than {_MOST_CHARACTERS} characters")
     try:
         parsed = httpx.URL(url) if base is None else httpx.URL(base.url).join(url)
-        host = _host(parsed)
-        port = parsed.port
+        host, port = _host_and_port(parsed)
     except (httpx.InvalidURL, UnicodeError, ValueError) as error:
         raise ToolError(f"url: is none ({error})") from None
     if parsed.scheme not in _PORTS or not host:
@@ -69,8 +70,14 @@ def target_of(url: str, base: Target | None = None) -> Target:
     return Target(parsed.scheme, host, port or _PORTS[parsed.scheme], parsed.raw_path.decode("ascii"))
 
 
-def _host(url: httpx.URL) -> str:
-    return url.raw_host.decode("ascii").lower().rstrip(".")
+def _host_and_port(url: httpx.URL) -> tuple[str, int | None]:
+    """Of a URL, as they are compared; ValueError for what is neither a name nor an address."""
+    host, port = url.raw_host.decode("ascii").lower().rstrip("."), url.port
+    if not _HOST.fullmatch(host):
+        raise ValueError("its host is none")
+    if port is not None and not 0 < port < 65536:
+        raise ValueError("its port is none")
+    return host, port
 
 
 class Hosts:
@@ -121,7 +128,7 @@ def _entry(text: str) -> tuple[bool, str, int | None]:
     below = text.startswith("*.")
     try:
         url = httpx.URL(f"http://{text.removeprefix('*.')}")
-        host, port = _host(url), url.port
+        host, port = _host_and_port(url)
     except (httpx.InvalidURL, UnicodeError, ValueError):
         host, port, url = "", None, httpx.URL("")
     plain = host and "*" not in host and not url.userinfo and url.raw_path in (b"/", b"") and not url.fragment
