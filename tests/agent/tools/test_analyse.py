@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from qafila.agent.carry_out import outcome
 from qafila.agent.edits import apply
 from qafila.agent.observation import MOST_SHOWN, Observation
 from qafila.agent.policy import DEFAULTS
-from qafila.agent.sandbox.sandbox import Limits, Sandbox
+from qafila.agent.sandbox.sandbox import Limits, Sandbox, find_sandbox
 from qafila.agent.tool import ArgumentsError, Surroundings, ToolError
 from qafila.agent.tools import analyse, commands
 from qafila.agent.tools.analyse import plot, query_data
@@ -27,9 +27,30 @@ pytest.importorskip("duckdb", reason="the extra `analysis` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `analysis` is not installed")
 
 
+@pytest.fixture(scope="session")
+def able(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """A sandbox whose Python has what is needed."""
+    seen = sandbox.run(
+        ["python3", "-I", "-c", "import duckdb"], workspace=tmp_path_factory.mktemp("probe"), limits=Limits()
+    )
+    if seen.status != 0:
+        pytest.skip(f"Python lies where a command in {sandbox.name} may not go: {seen.output.splitlines()[-1]}")
+    return sandbox
+
+
 @pytest.fixture
-def here(sandbox: Sandbox, tmp_path: Path) -> Surroundings:
-    workspace = tmp_path / "workspace"
+def here(able: Sandbox, tmp_path: Path) -> Surroundings:
+    return _place(tmp_path, lambda: able)
+
+
+@pytest.fixture
+def anywhere(tmp_path: Path) -> Surroundings:
+    """For what is the same behind whichever walls."""
+    return _place(tmp_path, find_sandbox)
+
+
+def _place(folder: Path, sandbox: Callable[[], Sandbox]) -> Surroundings:
+    workspace = folder / "workspace"
     (workspace / "بيانات").mkdir(parents=True)
     (workspace / "sales.csv").write_text(
         "city,amount,day\nCairo,3,2026-01-01\nالقاهرة,4.5,2026-01-02\nبغداد,,2026-01-03\n"
@@ -37,11 +58,8 @@ def here(sandbox: Sandbox, tmp_path: Path) -> Surroundings:
     (workspace / "بيانات" / "أرقام.tsv").write_text("الاسم\tالقيمة\nأ\t1\nب\t2\n")
     (workspace / "list.json").write_text('[{"a": 1}, {"a": 2}]')
     (workspace / "matplotlibrc").write_text("lines.linewidth: 40\nfigure.figsize: 1, 1\n")
-    (tmp_path / "outside.csv").write_text("secret\nhunter2\n")
-    seen = sandbox.run(["python3", "-I", "-c", "import duckdb"], workspace=workspace, limits=Limits(memory_mb=2048))
-    if seen.status != 0:
-        pytest.skip(f"Python lies where a command in {sandbox.name} may not go: {seen.output.splitlines()[-1]}")
-    return Surroundings(workspace, lambda: sandbox)
+    (folder / "outside.csv").write_text("secret\nhunter2\n")
+    return Surroundings(workspace, sandbox)
 
 
 def test_files_are_queried_by_name(here: Surroundings) -> None:
@@ -136,9 +154,9 @@ def test_a_picture_is_an_edit_of_the_same_bytes_each_time(here: Surroundings) ->
     assert (again.text, again.edits) == ("out/line.png shows this already", ())
 
 
-def test_each_kind_draws_something_of_its_own(here: Surroundings) -> None:
+def test_each_kind_draws_something_of_its_own(anywhere: Surroundings) -> None:
     pictures = {
-        plot(here, "SELECT * FROM 'sales.csv'", kind, "city" if kind == "bar" else "amount", "a.png", "amount")
+        plot(anywhere, "SELECT * FROM 'sales.csv'", kind, "city" if kind == "bar" else "amount", "a.png", "amount")
         .edits[0]
         .after
         for kind in ("bar", "scatter", "histogram")
@@ -146,25 +164,25 @@ def test_each_kind_draws_something_of_its_own(here: Surroundings) -> None:
     assert len(pictures) == 3
 
 
-def test_what_cannot_be_drawn(here: Surroundings) -> None:
+def test_what_cannot_be_drawn(anywhere: Surroundings) -> None:
     sales = "SELECT * FROM 'sales.csv'"
     with pytest.raises(ToolError, match="no column 'none'; it gives city, amount, day"):
-        plot(here, sales, "bar", "none", "a.png", "amount")
+        plot(anywhere, sales, "bar", "none", "a.png", "amount")
     with pytest.raises(ToolError, match="y: column city holds strs, not numbers: Cairo"):
-        plot(here, sales, "bar", "amount", "a.png", "city")
+        plot(anywhere, sales, "bar", "amount", "a.png", "city")
     with pytest.raises(ToolError, match="more than 100 rows"):
-        plot(here, "SELECT i, i AS j FROM range(101) t(i)", "bar", "i", "a.png", "j")
+        plot(anywhere, "SELECT i, i AS j FROM range(101) t(i)", "bar", "i", "a.png", "j")
     with pytest.raises(ToolError, match="no rows that can be drawn"):
-        plot(here, "SELECT 'nan'::double AS i", "histogram", "i", "a.png")
+        plot(anywhere, "SELECT 'nan'::double AS i", "histogram", "i", "a.png")
     with pytest.raises(SandboxError, match="leads out of the workspace"):
-        plot(here, "SELECT 1 AS i", "histogram", "i", "../a.png")
+        plot(anywhere, "SELECT 1 AS i", "histogram", "i", "../a.png")
 
 
-def test_arabic_is_joined_and_runs_from_the_right(here: Surroundings) -> None:
+def test_arabic_is_joined_and_runs_from_the_right(anywhere: Surroundings) -> None:
     """It looks like the joined forms of its letters (Arabic Presentation Forms), put one by one from the left."""
     joined = "\u202d\ufee1\ufefc\ufeb3\u202c"  # meem, lam with alef, seen; the marks keep them in this order
     first, second, other = (
-        plot(here, "SELECT 1 AS i", "histogram", "i", "a.png", title=title).edits[0].after
+        plot(anywhere, "SELECT 1 AS i", "histogram", "i", "a.png", title=title).edits[0].after
         for title in ("سلام", joined, "مالس")
     )
     assert first == second != other
