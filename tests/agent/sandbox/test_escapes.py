@@ -64,6 +64,27 @@ def test_paths_outside_cannot_be_read(inside: Inside, path: str) -> None:
         assert refused(outcome), outcome.output
 
 
+def test_of_control_groups_only_the_own_limits_can_be_read(inside: Inside) -> None:
+    """Programs ask them how much there is to use, as DuckDB, which ends where it sees them and may not read them."""
+    names = ("memory.max", "cpu.max", "memory/memory.limit_in_bytes", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    outcome = inside(f"""
+        import os
+        print(open("/proc/self/cgroup").read() != "")
+        for line in open("/proc/self/cgroup"):
+            _, controllers, path = line.strip().split(":", 2)
+            for controller in controllers.split(","):
+                for name in {names!r}:
+                    above, _, file = name.rpartition("/")
+                    found = f"/sys/fs/cgroup/{{controller}}{{path}}/{{file}}"
+                    if above == controller and os.path.exists(found):
+                        open(found).read()
+        """)
+    assert (outcome.status, outcome.output) == (0, "True\n"), outcome.output
+    for path in ("/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory/tasks", "/sys/fs/cgroup/pids/tasks"):
+        assert refused(inside(attempt(f"print(open({path!r}).read())")))
+    assert refused(inside(attempt("import os; print(os.listdir('/sys/fs/cgroup'))")))
+
+
 def test_a_file_beside_the_workspace_cannot_be_read_or_written(inside: Inside, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text(SECRET)

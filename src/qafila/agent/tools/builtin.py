@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from qafila.agent.config import Config
 from qafila.agent.memory.store import Memory
 from qafila.agent.tool import Tool, Toolbox
-from qafila.agent.tools import calculate, commands, documents, files, remember, translate
+from qafila.agent.tools import analyse, calculate, commands, documents, files, remember, translate, units, web
 from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 
@@ -33,15 +33,30 @@ def builtin(names: Sequence[str] | None = None, resources: Resources | None = No
     Raises:
         UsageError: a name that none has.
     """
-    every: tuple[Tool, ...] = (*files.tools(), *calculate.tools(), *commands.tools())
-    client = resources.client if resources is not None else None
-    every += (*documents.tools(client), *(translate.tools(client) if client is not None else ()))
-    if resources is not None and resources.memory is not None:
-        every += remember.tools(resources.memory, resources.owner)
+    given = resources or Resources()
+    every = _every(given)
+    allow = given.config.web.allow
+    lacking = {"query_data": analyse.lacking(), "plot": analyse.lacking(), "fetch": web.lacking(allow)}
     if names is None:
         return Toolbox(every)
     by_name = {one.name: one for one in every}
     unknown = [name for name in names if name not in by_name]
     if unknown:
+        if why := lacking.get(unknown[0]):
+            raise UsageError(f"tool {unknown[0]}: {why}")
         raise UsageError(f"there is no built-in tool {unknown[0]!r:.40}; there are {', '.join(by_name)}")
     return Toolbox(tuple(by_name[name] for name in dict.fromkeys(names)))
+
+
+def _every(given: Resources) -> tuple[Tool, ...]:
+    """All tools that there are with these resources."""
+    config, client = given.config, given.client
+    every = (*files.tools(), *calculate.tools(), *commands.tools(), *units.tools(), *web.tools(config.web.allow))
+    every += documents.tools(client)
+    if not analyse.lacking():
+        every += analyse.tools()
+    if client is not None:
+        every += translate.tools(client)
+    if given.memory is not None:
+        every += remember.tools(given.memory, given.owner)
+    return every
