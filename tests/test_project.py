@@ -31,6 +31,8 @@ EXTRA_IMPORTS = {
     "prometheus_client": "serve",
     "cryptography": "agent",
     "pydantic_core": "agent",
+    "hijridate": "agent",
+    "icalendar": "agent",
     "opentelemetry": "telemetry",
     "ray": "ray",
     "torchao": "train",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qafila.agent.config import Config
 from qafila.agent.tool import Tool, Toolbox
-from qafila.agent.tools import calculate, commands, files
+from qafila.agent.tools import calculate, calendar, commands, files, notes, tasks
 from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 
@@ -31,7 +31,15 @@ def builtin(names: Sequence[str] | None = None, resources: Resources | None = No
     Raises:
         UsageError: a name that none has.
     """
-    every: tuple[Tool, ...] = (*files.tools(), *calculate.tools(), *commands.tools())
+    config = (resources or Resources()).config
+    every: tuple[Tool, ...] = (
+        *files.tools(),
+        *calculate.tools(),
+        *commands.tools(),
+        *notes.tools(),
+        *tasks.tools(config),
+        *calendar.tools(config),
+    )
     if names is None:
         return Toolbox(every)
     by_name = {one.name: one for one in every}
