@@ -26,7 +26,8 @@ class Due:
     """Something to think of at a time.
 
     Attributes:
-        when: it is, in the user's zone. kind: an event begins, a task is due, or a reminder of either. title, uid: of the event or task.
+        when: it is, in the user's zone. kind: an event begins, a task is due, or a reminder of either.
+        title, uid: of the event or task.
     """
 
     when: datetime
