@@ -164,7 +164,7 @@ def test_a_run_asks_and_an_interrupted_call_is_made_again_once(
     assert AUTH[1] not in str([one.event.model_dump_json() for one in place.journal.events(run)])
 
 
-def test_dates_are_written_out_where_a_call_may_be_carried_out_on_another_day(config: Calendar) -> None:
+def test_dates_are_written_out_where_a_call_may_be_made_on_another_day(config: Calendar, tmp_path: Path) -> None:
     every: dict[str, Tool] = {one.name: one for one in calendar.tools(Config(calendar=config), CLOCK)}
     with pytest.raises(ArgumentsError, match="start: write the date out: 'tomorrow' is Monday 2026-11-30"):
         every["add_event"].check({"title": "x", "start": "tomorrow"})
@@ -173,7 +173,9 @@ def test_dates_are_written_out_where_a_call_may_be_carried_out_on_another_day(co
     with pytest.raises(ArgumentsError, match=r"end: .* is no date"):
         every["add_event"].check({"title": "x", "start": "2026-12-01 10:00", "end": "late"})
     every["add_event"].check({"title": "x", "start": "2026-12-01 10:00", "end": "11:30"})
-    assert every["delete_event"].live is None
+    live = every["delete_event"].live
+    assert live is not None
+    assert set(live(here(tmp_path), []) or {}) == {"start", "day"}  # no ids: that would ask the server at each step
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def text(here: Surroundings) -> str:
 
 def names(here: Surroundings) -> list[str]:
     found = TOOLS.existing(here, [])
-    return list(found["id"]["enum"]) if found else []
+    return list(found["id"]["enum"]) if found and "id" in found else []
 
 
 def test_an_event_is_added_listed_moved_and_deleted(here: Surroundings) -> None:
@@ -157,7 +157,7 @@ def test_mistakes_are_told(here: Surroundings, call: Callable[[Surroundings], An
 def test_a_damaged_calendar_is_told_with_its_line_and_ends_no_run(here: Surroundings) -> None:
     (here.workspace / "calendar.ics").write_text("BEGIN:VCALENDAR\nnonsense\n")
     every = Toolbox(calendar.tools(Config(), CLOCK))
-    assert every.options(here, []).live == {}
+    assert set(every.options(here, []).live["delete_event"]) == {"start", "day"}
     for call in (lambda: TOOLS.list_events(here), lambda: TOOLS.add_event(here, "x", "tomorrow")):
         with pytest.raises(FormatError, match=r"^calendar\.ics: line 2: is no property"):
             call()
@@ -191,13 +191,24 @@ def test_names_hold_when_titles_change_and_are_unique(here: Surroundings) -> Non
     assert found[5] not in names(here)
     more = events.replace("UID:u", "UID:v")
     (here.workspace / "calendar.ics").write_text(f"BEGIN:VCALENDAR\n{events}{more}END:VCALENDAR\n")
-    assert TOOLS.existing(here, []) == {}  # too many to choose from: any can be named
+    assert names(here) == []  # too many to choose from: any can be named
 
 
 def test_days_are_told_in_both_calendars() -> None:
-    assert TOOLS.today() == "Sunday 2026-11-29 09:30 (19 Jumada al-Akhirah 1448 AH)"
+    assert TOOLS.current_time() == "Sunday 2026-11-29 09:30 (19 Jumada al-Akhirah 1448 AH)"
     assert TOOLS.convert_date("١ رمضان ١٤٤٨") == "Monday 2027-02-08 (1 Ramadan 1448 AH)"
     assert TOOLS.convert_date("2027-02-08") == TOOLS.convert_date("1448-09-01 AH")
+
+
+def test_the_same_event_is_not_added_twice(here: Surroundings) -> None:
+    done(here, TOOLS.add_event(here, "عيد", "2026-12-01", repeat="daily"))
+    here = Surroundings(here.workspace, find_sandbox, "another call")
+    for start in ("2026-12-01", "1448-06-22 هـ"):
+        again = TOOLS.add_event(here, " عيد", start)
+        assert isinstance(again, str)
+        assert again.startswith("'عيد' is in the calendar already: ")
+    assert isinstance(TOOLS.add_event(here, "عيد", "2026-12-01 10:00"), Draft)
+    assert isinstance(TOOLS.add_event(here, "عمل", "2026-12-01"), Draft)
 
 
 def test_a_run_writes_events_that_can_be_undone(place: Place) -> None:

@@ -45,6 +45,7 @@ def test_a_task_is_added_listed_and_finished(here: Surroundings) -> None:
     )
     later = Surroundings(here.workspace, find_sandbox, "k2")
     assert done(later, TOOLS.add_task(later, "call Omar")) == "added 'call Omar'"
+    assert TOOLS.add_task(later, "call  Omar", "tomorrow") == "'call Omar' is among the tasks already"
     first, second = TOOLS.list_tasks(here).splitlines()
     assert first.endswith(": سداد الفاتورة, due Monday 2026-11-30 (20 Jumada al-Akhirah 1448 AH)")
     assert second.endswith(": call Omar")

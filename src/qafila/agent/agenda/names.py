@@ -71,7 +71,7 @@ def still_open(ics: Ics, component: str) -> dict[str, Series]:
     return {uid: one for uid, one in series(ics, component).items() if not is_done(one.items[0])}
 
 
-def title(item: Component) -> str:
+def title_of(item: Component) -> str:
     """The title of an event or a task, in one line."""
     return one_line(item.text("SUMMARY")) or _NO_TITLE
 

@@ -10,8 +10,9 @@ from typing import Any, Final, Literal, TypeAlias
 from qafila.agent.agenda.caldav import CaldavStore
 from qafila.agent.agenda.dates import Clock, When, at, moment, read_when, shown, system_clock
 from qafila.agent.agenda.ics import Change, Component, escaped
-from qafila.agent.agenda.names import existing, ids, named, one_line, summary, title
+from qafila.agent.agenda.names import existing, ids, named, one_line, summary, title_of
 from qafila.agent.agenda.occurrences import Occurrence, Series, itself, occurrences, of_series, series
+from qafila.agent.agenda.patterns import written
 from qafila.agent.agenda.rules import Steps
 from qafila.agent.agenda.store import FileStore, Store, Stored, needed_zone
 from qafila.agent.agenda.values import line, stamp
@@ -33,7 +34,7 @@ class CalendarTools:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock, self._zone = store, clock, clock.zone
 
-    def today(self) -> str:
+    def current_time(self) -> str:
         """Say today's date and the time."""
         return shown(self._clock.here())
 
@@ -74,9 +75,11 @@ class CalendarTools:
             *([f"RRULE:FREQ={repeat.upper()}"] if repeat != "never" else []),
             "END:VEVENT",
         ]
+        name, span = one_line(title), self._span(begins, ends)
+        if self._is_there(place, name, begins, ends):
+            return f"{name!r} is in the calendar already: {span}"
         often = "" if repeat == "never" else f", {repeat}"
-        told = f"added {one_line(title)!r}: {self._span(begins, ends)}{often}"
-        return self._store.add(place, lines, begins, told)
+        return self._store.add(place, lines, begins, f"added {name!r}: {span}{often}")
 
     def move_event(self, place: Surroundings, id: str, start: str, day: str = "") -> Draft | str:
         """Move an event to another time; day: which one of an event that repeats."""
@@ -99,13 +102,13 @@ class CalendarTools:
             changes = stored.ics.set(old.item, {**times, "DURATION": None})
         if not isinstance(old.start, datetime):  # else it stays in its zone
             changes.append(stored.ics.added(needed_zone(stored.ics, begins)))
-        told = f"moved {title(old.item)!r} to {self._span(begins, ends)}"
+        told = f"moved {title_of(old.item)!r} to {self._span(begins, ends)}"
         return self._store.change(place, stored, stored.ics.edited(changes), told)
 
     def delete_event(self, place: Surroundings, id: str, day: str = "") -> Draft | str:
         """Delete an event; day: only that one of an event that repeats."""
         stored, one = self._find(place, id)
-        name = title(one.items[0])
+        name = title_of(one.items[0])
         if not day.strip() or not one.repeats:
             return self._store.remove(place, stored, one, f"deleted {name!r}")
         gone = self._on_day(stored, one, day)
@@ -117,9 +120,31 @@ class CalendarTools:
         told = f"deleted {name!r} of {shown(self._here(gone.start))}"
         return self._store.change(place, stored, stored.ics.edited(changes), told)
 
+    def listed(self, place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
+        """As `dates`, for days that are listed, which change nothing."""
+        return {"start": written(words=True), "end": written(words=True, empty=True)}
+
+    def dates(self, place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
+        """Dates are written so that they can be read."""
+        words = self._store.near
+        return {"start": written(words=words), "end": written(words=words, empty=True, alone=True)}
+
     def existing(self, place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]] | None:
-        """Ids are of events that exist."""
-        return existing(self._store, place, "VEVENT")
+        """Ids are of events that exist, and dates are written so that they can be read."""
+        found = existing(self._store, place, "VEVENT") if self._store.near else {}
+        if found is None:
+            return None
+        words = self._store.near
+        return {**found, "start": written(words=words), "day": written(words=words, time=False, empty=True)}
+
+    def _is_there(self, place: Surroundings, name: str, begins: When, ends: When) -> bool:
+        """Whether another call's event of this name begins then: models forget what they have done."""
+        window = (moment(begins, self._zone), moment(ends, self._zone))
+        return any(
+            title_of(one.item) == name and one.start == begins and one.item.text("UID") != place.key
+            for stored in self._store.read(place, window)
+            for one in occurrences(stored.ics, *window, [])
+        )
 
     def _find(self, place: Surroundings, name: str) -> tuple[Stored, Series]:
         """The event of a name, and the file that it is in."""
@@ -140,7 +165,7 @@ class CalendarTools:
         for found in of_series(stored.ics, one, after, until, Steps()):
             if moment(found.start, self._zone) >= after:
                 return found
-        raise ToolError(f"day: {title(one.items[0])!r} is not on {shown(wanted)}")
+        raise ToolError(f"day: {title_of(one.items[0])!r} is not on {shown(wanted)}")
 
     def _moved(self, old: Occurrence, begins: When) -> tuple[When, When]:
         """Start and end of an event that is moved: it takes as long as before, and a day alone keeps the time."""
@@ -175,7 +200,7 @@ class CalendarTools:
 
     def _line(self, name: str, one: Occurrence) -> str:
         where = one_line(one.item.text("LOCATION"))
-        parts = [f"{name}: {self._span(one.start, one.end)}", title(one.item)]
+        parts = [f"{name}: {self._span(one.start, one.end)}", title_of(one.item)]
         return ", ".join([*parts, *([f"at {where}"] if where else []), *(["repeats"] if one.repeats else [])])
 
     def _span(self, begins: When, ends: When) -> str:
@@ -191,17 +216,19 @@ class CalendarTools:
     def tools(self) -> tuple[Tool, ...]:
         """All of them."""
         effect, near = self._store.effect, self._store.near
-        added = tool(self.add_event, effect=effect, origin="built-in", repeats=not near, seconds=_SECONDS)
-        changed = [
-            tool(one, effect=effect, live=self.existing if near else None, origin="built-in", repeats=not near,
-                 seconds=_SECONDS)
-            for one in (self.move_event, self.delete_event)
-        ]  # fmt: skip
+        writing = [
+            tool(one, effect=effect, live=live, origin="built-in", repeats=not near, seconds=_SECONDS)
+            for one, live in (
+                (self.add_event, self.dates),
+                (self.move_event, self.existing),
+                (self.delete_event, self.existing),
+            )
+        ]
         return (
-            tool(self.today, effect="read", origin="built-in"),
+            tool(self.current_time, effect="read", origin="built-in"),
             tool(self.convert_date, effect="read", origin="built-in"),
-            tool(self.list_events, effect="read", origin="built-in", seconds=_SECONDS),
-            *(one if near else with_written_dates(one, self._clock) for one in (added, *changed)),
+            tool(self.list_events, effect="read", live=self.listed, origin="built-in", seconds=_SECONDS),
+            *(one if near else with_written_dates(one, self._clock) for one in writing),
         )
 
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from qafila.agent.agenda.dates import Clock, moment, read_when, shown, system_clock
-from qafila.agent.agenda.names import existing, ids, named, still_open, summary, title
+from qafila.agent.agenda.names import existing, ids, named, one_line, still_open, summary, title_of
+from qafila.agent.agenda.patterns import written
 from qafila.agent.agenda.store import FileStore
 from qafila.agent.agenda.values import line, stamp, when
 from qafila.agent.config import Config
@@ -30,7 +31,7 @@ class TaskTools:
         ics, zone = stored.ics, self._clock.zone
         lines: list[tuple[float, str]] = []
         for name, one in ids(still_open(ics, "VTODO")).items():
-            order, words = float("inf"), f"{name}: {title(one.items[0])}"
+            order, words = float("inf"), f"{name}: {title_of(one.items[0])}"
             try:
                 due = when(ics, one.items[0], "DUE", zone)
             except FormatError as error:
@@ -49,7 +50,11 @@ class TaskTools:
         alarm = read_when(remind, self._clock).when if remind.strip() else None
         if alarm is not None and not isinstance(alarm, datetime):
             raise ToolError("remind: give it a time too, as 2026-11-29 09:00")
-        told = f"added {title.strip()!r}" + (f", due {shown(ends)}" if ends is not None else "")
+        (stored,) = self._store.read(place)
+        name = one_line(title)
+        if any(name == title_of(one.items[0]) for one in still_open(stored.ics, "VTODO").values()):
+            return f"{name!r} is among the tasks already"
+        told = f"added {name!r}" + (f", due {shown(ends)}" if ends is not None else "")
         lines = [
             "BEGIN:VTODO",
             f"UID:{place.key}",
@@ -78,8 +83,12 @@ class TaskTools:
             "DTSTAMP": stamp("DTSTAMP", now),
         }
         return self._store.change(
-            place, stored, stored.ics.edited(stored.ics.set(task, done)), f"done: {title(task)!r}"
+            place, stored, stored.ics.edited(stored.ics.set(task, done)), f"done: {title_of(task)!r}"
         )
+
+    def dates(self, place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
+        """Dates are written so that they can be read."""
+        return dict.fromkeys(("due", "remind"), written(words=True, empty=True))
 
     def existing(self, place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[str, dict[str, Any]] | None:
         """Ids are of tasks that exist and are not done."""
@@ -89,7 +98,7 @@ class TaskTools:
         """All of them."""
         return (
             tool(self.list_tasks, effect="read", origin="built-in"),
-            tool(self.add_task, effect="write", origin="built-in"),
+            tool(self.add_task, effect="write", live=self.dates, origin="built-in"),
             tool(self.finish_task, effect="write", live=self.existing, origin="built-in"),
         )
 
