@@ -32,6 +32,8 @@ EXTRA_IMPORTS = {
     "cronsim": "agent",
     "cryptography": "agent",
     "pydantic_core": "agent",
+    "hijridate": "agent",
+    "icalendar": "agent",
     "opentelemetry": "telemetry",
     "ray": "ray",
     "torchao": "train",

@@ -8,7 +8,20 @@ from dataclasses import dataclass, field
 from qafila.agent.config import Config
 from qafila.agent.memory.store import Memory
 from qafila.agent.tool import Tool, Toolbox
-from qafila.agent.tools import analyse, calculate, commands, documents, files, remember, translate, units, web
+from qafila.agent.tools import (
+    analyse,
+    calculate,
+    calendar,
+    commands,
+    documents,
+    files,
+    notes,
+    remember,
+    tasks,
+    translate,
+    units,
+    web,
+)
 from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 
@@ -52,7 +65,7 @@ def _every(given: Resources) -> tuple[Tool, ...]:
     """All tools that there are with these resources."""
     config, client = given.config, given.client
     every = (*files.tools(), *calculate.tools(), *commands.tools(), *units.tools(), *web.tools(config.web.allow))
-    every += documents.tools(client)
+    every += (*notes.tools(), *tasks.tools(config), *calendar.tools(config), *documents.tools(client))
     if not analyse.lacking():
         every += analyse.tools()
     if client is not None:

@@ -1,0 +1,1 @@
+"""Calendars, tasks and dates: standard iCalendar files, CalDAV collections, and days of two calendars."""
