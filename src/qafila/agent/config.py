@@ -85,6 +85,8 @@ class Server(_Section):
     def _one_way(self) -> Server:
         if bool(self.command) == (self.url is not None):
             raise ValueError("give it a command or a url")
+        if any(effect == "write" for effect in self.effects.values()):
+            raise ValueError("effects: what a server writes cannot be taken back here; say egress or irrevocable")
         return self
 
 
