@@ -49,6 +49,10 @@ effects = { read = "read" }
         ("[mcp.x]\n", "mcp.x: give it a command or a url"),
         ("[mcp.x]\ncommand = ['a']\nurl = 'http://127.0.0.1'", "mcp.x: give it a command or a url"),
         ("[mcp.x]\ncommand = ['a']\neffects = { a = 'harmless' }", "mcp.x.effects.a: "),
+        (
+            "[mcp.x]\ncommand = ['a']\neffects = { a = 'write' }",
+            "mcp.x: effects: what a server writes cannot be taken back",
+        ),
         ("[mcp.'Ünname']\ncommand = ['a']", "mcp.Ünname"),
         ("a = [", "is no TOML"),
     ],

@@ -15,7 +15,7 @@ from typing import Any
 from qafila.agent.mcp.definition import MOST_OF_ARGUMENT, described
 from qafila.agent.tool import ArgumentsError
 from qafila.errors import UsageError
-from qafila.text.argument_schema import target
+from qafila.text.argument_schema import OF_TYPE, target
 from qafila.text.messages import ToolSchema
 from qafila.text.python_grammar import is_python_name
 from qafila.text.tool_grammar import STYLES, call_grammar
@@ -52,10 +52,10 @@ def whole(schema: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(made, dict)
     if not made.keys() & {"allOf", "anyOf", "oneOf", "if", "additionalProperties"}:
         made["additionalProperties"] = False  # what nobody named says nothing that a person could judge
-    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema import Draft202012Validator, FormatChecker, SchemaError
 
     try:
-        Draft202012Validator.check_schema(made)
+        Draft202012Validator.check_schema(made, format_checker=FormatChecker(()))
     except (SchemaError, RecursionError) as error:
         message = str(getattr(error, "message", "nested too deeply"))
         raise UsageError(f"its schema is no JSON Schema 2020-12: {described(message, 200)}") from None
@@ -211,7 +211,8 @@ def _loose(schema: Any) -> dict[str, Any]:
     if kind is None:
         return made
     made["type"] = kind
-    made.update({key: schema[key] for key in _TOLD if key in schema})
+    of_kind = OF_TYPE.get("number" if kind == "integer" else kind, ())
+    made.update({key: schema[key] for key in _TOLD if key in schema and key in of_kind})
     if kind == "array":
         made["items"] = _loose(schema.get("items"))
     return made
