@@ -79,6 +79,9 @@ async def connected(url: str, bearer: str | None, where: str) -> AsyncGenerator[
 
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             response = await self._inner.handle_async_request(request)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                await response.aclose()
+                raise httpx2.ReadError("an answer that is packed, which it was not asked for")
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 assert isinstance(response.stream, httpx2.AsyncByteStream)
                 response.stream = Counted(response.stream)
