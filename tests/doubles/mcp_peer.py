@@ -36,6 +36,8 @@ def tools(cursor: str | None) -> dict[str, Any]:
     one = {"name": "say", "description": STATE["description"], "inputSchema": SCHEMA}
     if MODE == "lies":
         one["inputSchema"] = {"type": "object", "properties": {"text": {"type": "sring"}}}
+    if MODE == "infinite":
+        one["inputSchema"] = {"type": "object", "properties": {"text": {"maximum": float("inf")}}}
     if MODE == "no_schema":
         del one["inputSchema"]
     if MODE == "big_definition":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -235,8 +236,7 @@ class Toolbox:
 
     async def close(self) -> None:
         """End what the tools hold open."""
-        for end in dict.fromkeys(one.close for one in self.tools if one.close is not None):
-            await end()
+        await asyncio.gather(*(end() for end in {one.close for one in self.tools if one.close is not None}))
 
     @property
     def schemas(self) -> tuple[ToolSchema, ...]:

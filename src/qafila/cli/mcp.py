@@ -131,7 +131,7 @@ async def _ask(name: str, server: Server) -> tuple[str, dict[str, Any]]:
 
 def _differences(name: str, server: Server, before: PinnedServer | None, now: PinnedServer) -> list[str]:
     """What a person has to see before a server is trusted."""
-    from qafila.agent.mcp.definition import cleaned, described
+    from qafila.agent.mcp.definition import MOST_BYTES, cleaned, described
     from qafila.agent.mcp.tools import left_out
 
     lines = [f"{name}: {server.url or ' '.join(server.command)}, which calls itself {described(now.server_name, 80)!r}"]
@@ -150,10 +150,12 @@ def _differences(name: str, server: Server, before: PinnedServer | None, now: Pi
         if tool in known:
             lines += [f"  {line}" for line in known[tool].definition.changes(definition)]
             continue
-        lines += [f"  {line}" for line in cleaned(definition.description or "(no description)", 4000).split("\n")]
-        lines.append(f"  {cleaned(json.dumps(definition.input_schema, ensure_ascii=False), 4000)}")
+        lines += [f"  {line}" for line in cleaned(definition.description or "(no description)", MOST_BYTES).split("\n")]
+        lines.append(f"  {cleaned(json.dumps(definition.input_schema, ensure_ascii=False), MOST_BYTES)}")
         if definition.annotations:
-            lines.append(f"  it says of itself: {cleaned(json.dumps(definition.annotations, ensure_ascii=False), 400)}")
+            lines.append(
+                f"  it says of itself: {cleaned(json.dumps(definition.annotations, ensure_ascii=False), MOST_BYTES)}"
+            )
     lines += [f"gone: {described(tool, 60)}" for tool in known if tool not in now.tools]
     return lines
 

@@ -159,7 +159,7 @@ def test_a_server_that_always_dies_is_given_up() -> None:
         for _ in range(MOST_STARTS):
             with pytest.raises(LostCallError):
                 await again(connection, pins)
-        with pytest.raises(AgentError, match=r"^mcp\.peer: ended 4 times and is not started again \(حظ سيئ\)$"):
+        with pytest.raises(AgentError, match=r"^mcp\.peer: failed 4 times and is not tried again \(حظ سيئ\)$"):
             await again(connection, pins)
 
     during("dies", work)
@@ -173,6 +173,7 @@ def test_a_server_that_always_dies_is_given_up() -> None:
         ("never", "mcp.peer: was not ready in 0.5 seconds"),
         ("no_schema", "mcp.peer: does not say what tools it has ("),
         ("big_definition", "mcp.peer: describes its tool say in more than 64 KiB"),
+        ("infinite", "mcp.peer: describes its tool say in what is no JSON"),
         ("twice", "mcp.peer: has two tools of the name say"),
         ("many", "mcp.peer: has more than 128 tools"),
         ("endless", "mcp.peer: lists its tools on more than 32 pages"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Seconds to start and greet a server, to list its tools, and for a call.
 CONNECT_SECONDS, LIST_SECONDS, CALL_SECONDS = 60.0, 30.0, 60.0
-#: Tools of one server, pages that they come in, and how often a server that ended is started again.
+#: Tools of one server, pages that they come in, and how often in a row a server is started.
 MOST_TOOLS, MOST_PAGES, MOST_STARTS = 128, 32, 4
 #: Seconds for which a list of tools is taken to hold, unless the server says that it changed.
 _FRESH_SECONDS = 30.0
@@ -101,7 +101,11 @@ class Connection:
                     annotations=annotations,
                 )
                 where = described(one.name, 60)
-                if len(canonical(definition.model_dump(mode="json"))) > MOST_BYTES:
+                try:
+                    size = len(canonical(definition.model_dump()))
+                except (ValueError, RecursionError):
+                    raise self._error(f"describes its tool {where} in what is no JSON") from None
+                if size > MOST_BYTES:
                     raise self._error(f"describes its tool {where} in more than {MOST_BYTES >> 10} KiB")
                 if one.name in found:
                     raise self._error(f"has two tools of the name {where}")
@@ -145,6 +149,7 @@ class Connection:
             raise self._lost(f"gave no answer in {CALL_SECONDS:g} seconds", acts) from None
         except Exception as error:
             raise self._failed(error, acts) from None
+        self._starts = 1  # it works: those that it took before count no more
         text = as_text(result)
         if result.is_error:
             raise ToolError(text or f"{self.name} says that it went wrong, and not how")
@@ -184,7 +189,7 @@ class Connection:
             if self._closing:
                 raise self._error("was closed")
             if self._starts == MOST_STARTS:
-                raise self._error(f"ended {MOST_STARTS} times and is not started again{self._why()}")
+                raise self._error(f"failed {MOST_STARTS} times and is not tried again{self._why()}")
             self._starts += 1
             self._listed, self._log, self._over = None, Log(), asyncio.Event()
             ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from qafila.agent.config import Server
 from qafila.agent.tool import Effect
-from qafila.errors import AgentError
 
 #: Bytes of one definition as JSON.
 MOST_BYTES = 64 << 10
@@ -67,7 +66,7 @@ class Definition(BaseModel):
             for one in (self, now)
         )
         lines = difflib.unified_diff(before, after, "trusted", "now", lineterm="", n=1)
-        return [cleaned(line, 400) for line in lines]
+        return [cleaned(line, MOST_BYTES) for line in lines]
 
     def changed_parts(self, now: Definition) -> str:
         """The names of what is different in a later definition."""
@@ -79,12 +78,9 @@ def canonical(value: Any) -> str:
     """JSON of which there is one for each value: sorted, without spaces, in ASCII.
 
     Raises:
-        AgentError: the value is nested too deeply, or no JSON.
+        ValueError: the value holds a number that JSON does not have.
     """
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (RecursionError, ValueError, TypeError):
-        raise AgentError("a definition that is nested too deeply, or no JSON") from None
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def reached(server: Server) -> str:

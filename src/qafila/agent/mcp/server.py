@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,20 +181,18 @@ async def serve_http(service: Service, port: int, bearer: str | None, ready: Cal
     Args:
         service: what they call. port: on 127.0.0.1; 0 for a free one. bearer: as for `http_app`.
         ready: is told the URL once it can be called.
+
+    Raises:
+        OSError: the port is taken.
     """
     import uvicorn
 
-    config = uvicorn.Config(
-        http_app(service.server(), bearer),
-        host="127.0.0.1",
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.02)
-    if server.started:
-        ready(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp")
-    await serving
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        app = http_app(service.server(), bearer)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.02)
+        if server.started:
+            ready(f"http://127.0.0.1:{listening.getsockname()[1]}/mcp")
+        await serving
