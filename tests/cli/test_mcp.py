@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,9 +36,9 @@ class Shell:
         assert found == status, told.err
         return told.out, told.err
 
-    def agent(self, script: Sequence[Answer], *args: str) -> tuple[str, str]:
+    def agent(self, script: Sequence[Answer], *args: str, status: int = 0) -> tuple[str, str]:
         self.patch.setattr("qafila.cli.agent.open_client", lambda model, **_: ScriptedAgent(script, name=model))
-        return self("agent", *args)
+        return self("agent", *args, status=status)
 
 
 @pytest.fixture
@@ -75,6 +79,26 @@ def test_what_changed_is_shown_before_it_is_trusted(shell: Shell) -> None:
     assert '  +    "type": "sring"' in out
     assert "gone: first" in out
     assert "left out: its schema is no JSON Schema" in shell("mcp", "list")[0]
+
+
+def test_ctrl_c_twice_in_the_middle_of_a_call_leaves_no_server_behind(shell: Shell) -> None:
+    pid = shell.folder / "pid"
+    shell.settings("hangs", pid, more='effects = { say = "read" }')
+    shell("mcp", "trust", "peer", "-y")
+
+    def press() -> None:
+        while not (shell.folder / "called").exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    shell.agent([[("peer_say", {"text": "hello"})]], "say hello", status=130)
+    presser.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_run_has_the_tools_of_trusted_servers(shell: Shell) -> None:

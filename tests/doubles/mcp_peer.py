@@ -1,6 +1,6 @@
 """An MCP server over stdio in plain Python, well-behaved or not: `python mcp_peer.py MODE [FILE]`.
 
-FILE remembers across starts that it was started before.
+FILE remembers across starts that it was started before, and by which process.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ def result(id_: Any, value: Any) -> None:
 
 def tools(cursor: str | None) -> dict[str, Any]:
     one = {"name": "say", "description": STATE["description"], "inputSchema": SCHEMA}
+    if MODE == "arabic":
+        text = {"type": "string", "enum": ["صباحًا", "مساءً"], "description": "متى"}
+        one = {
+            "name": "موعد",
+            "description": "يحدّد موعدًا.",
+            "inputSchema": {"type": "object", "properties": {"الوقت": text}},
+        }
     if MODE == "lies":
         one["inputSchema"] = {"type": "object", "properties": {"text": {"type": "sring"}}}
     if MODE == "infinite":
@@ -73,15 +80,17 @@ def asked(method: str) -> str:
 
 
 def call(id_: Any, params: dict[str, Any]) -> None:
-    said = str(params["arguments"].get("text"))
+    said = str(params["arguments"].get("text", params["arguments"]))
     text: dict[str, Any] = {"content": [{"type": "text", "text": said}]}
     if MODE == "dies" or (MODE == "dies_once" and not STATE["started_before"]):
         print("ran out of \x1b[31mluck\nحظ سيئ", file=sys.stderr, flush=True)
         sys.exit(3)
     if MODE == "hangs":
+        if FILE is not None:
+            FILE.with_name("called").touch()
         return
     if MODE == "big":
-        text["content"][0]["text"] = "a" * (20 << 20)
+        text["content"][0]["text"] = "a" * (9 << 20)
     if MODE == "bad_utf8":
         sys.stdout.buffer.write(
             json.dumps({"jsonrpc": "2.0", "id": id_, "result": text}).encode().replace(b"?", b"\xff")
@@ -122,7 +131,7 @@ def call(id_: Any, params: dict[str, Any]) -> None:
 
 def main() -> None:
     if FILE is not None:
-        FILE.touch()
+        FILE.write_text(str(os.getpid()))
     if MODE == "never":
         time.sleep(60)
     if MODE == "crashes":

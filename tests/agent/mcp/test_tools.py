@@ -78,6 +78,19 @@ def test_a_trusted_tool_is_one_of_the_run(place: Place) -> None:
     assert told(run(place, made, "السلام عليكم", "١٢٣")) == [("ok", "السلام عليكم"), ("ok", "١٢٣")]
 
 
+def test_names_and_arguments_are_arabic_as_well(place: Place) -> None:
+    made = peer("arabic", effects={"موعد": "read"})
+    (tool,) = made.tools
+    assert tool.schema.description == "يحدّد موعدًا."
+    assert tool.schema.parameters["properties"] == {"الوقت": {"description": "متى", "enum": ["صباحًا", "مساءً"]}}
+    calls: list[Any] = [[(tool.name, {"الوقت": when})] for when in ("صباحًا", "ظهرًا")]
+    agent = place.agent(calls, made.tools, policy=ALLOW)
+    assert told(place.work(agent, agent.begin("حدّد موعدًا ٣ مساءً"))) == [
+        ("ok", "{'الوقت': 'صباحًا'}"),
+        ("error", "wrong arguments: الوقت: 'ظهرًا' is not one of ['صباحًا', 'مساءً']"),
+    ]
+
+
 def test_a_tool_of_which_nothing_is_said_is_asked_about(place: Place) -> None:
     events = run(place, peer("ok"), "hello", policy=Policy())
     assert ended(events).reason == "waiting"

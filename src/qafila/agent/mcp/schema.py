@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from qafila.agent.mcp.definition import MOST_OF_ARGUMENT, described
@@ -18,7 +19,7 @@ from qafila.errors import UsageError
 from qafila.text.argument_schema import OF_TYPE, target
 from qafila.text.messages import ToolSchema
 from qafila.text.python_grammar import is_python_name
-from qafila.text.tool_grammar import STYLES, call_grammar
+from qafila.text.tool_grammar import CallStyle, call_grammar
 
 #: Schemas inside one another, and all of them once references are replaced.
 MOST_DEPTH, MOST_PARTS = 24, 2000
@@ -33,6 +34,8 @@ _ONE = (
 # What would need a registry of schemas, or Python's own regular expressions (jsonschema matches these two by itself).
 _REFUSED = ("$dynamicRef", "$recursiveRef", "patternProperties", "unevaluatedProperties")
 _DROPPED = ("$defs", "definitions", "$schema", "$id", "$anchor", "$dynamicAnchor", "$comment", "$vocabulary")
+# One style that writes arguments as JSON, for all that do, and the one that writes them in Python.
+_STYLES: tuple[CallStyle, ...] = ("json", "pythonic")
 # What all styles of calls can write; the rest is only checked.
 _TOLD = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -125,6 +128,7 @@ def _patterns(schema: Mapping[str, Any]) -> Iterator[str]:
             yield part["pattern"]
 
 
+@lru_cache(maxsize=256)
 def _regex(pattern: str) -> Callable[[str], bool]:
     """Whether a text holds a match, in time linear in it.
 
@@ -140,20 +144,24 @@ def _regex(pattern: str) -> Callable[[str], bool]:
     return validator.isinstance_python
 
 
+@lru_cache(maxsize=1)
+def _validator() -> Any:
+    """The class of validators that match patterns in linear time; it takes long to make."""
+    from jsonschema import Draft202012Validator, ValidationError, validators
+
+    def pattern_holds(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+        if isinstance(instance, str) and not _regex(pattern)(instance):
+            yield ValidationError(f"does not match {pattern!r:.100}")
+
+    return validators.extend(Draft202012Validator, {"pattern": pattern_holds})
+
+
 def argument_check(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A function that gives back arguments that a schema (as `whole` makes it) allows.
 
     It raises ArgumentsError for others; the message names the first that is wrong.
     """
-    from jsonschema import Draft202012Validator, ValidationError, validators
-
-    regexes = {pattern: _regex(pattern) for pattern in _patterns(schema)}
-
-    def pattern_holds(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
-        if isinstance(instance, str) and not regexes[pattern](instance):
-            yield ValidationError(f"does not match {pattern!r:.100}")
-
-    validator = validators.extend(Draft202012Validator, {"pattern": pattern_holds})(schema)
+    validator = _validator()(schema)
 
     def check(arguments: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(arguments)
@@ -161,8 +169,8 @@ def argument_check(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], d
             raise ArgumentsError(f"they are longer than {MOST_ARGUMENTS:,} characters")
         try:
             error = next(validator.iter_errors(given), None)
-        except RecursionError:
-            raise ArgumentsError("they are nested too deeply") from None
+        except (RecursionError, ArithmeticError):
+            raise ArgumentsError("they are nested too deeply, or hold a number that is too large") from None
         if error is not None:
             where = ".".join(map(str, error.absolute_path)) or "arguments"
             raise ArgumentsError(f"{where}: {described(str(error.message), 300)}")
@@ -180,7 +188,7 @@ def told(name: str, description: str, schema: Mapping[str, Any]) -> ToolSchema:
     made = ToolSchema(name, description, _object(schema, root=True))
     from llguidance import LLMatcher
 
-    for style in STYLES:
+    for style in _STYLES:
         grammar = LLMatcher.grammar_from_lark(call_grammar([made], style, choice="required"))
         problem = LLMatcher.validate_grammar(grammar)
         if problem:
