@@ -68,6 +68,15 @@ def test_a_tool_is_called_and_its_answer_comes_back() -> None:
     during("ok", work)
 
 
+def test_calls_at_once_on_a_connection_that_is_still_to_be_made() -> None:
+    pins = during("ok", trusted)
+
+    async def work(connection: Connection) -> list[str]:
+        return await asyncio.gather(*(again(connection, pins, f"{i}") for i in range(3)))
+
+    assert during("ok", work) == ["0", "1", "2"]
+
+
 def test_lines_that_are_no_messages_are_passed_over() -> None:
     assert during("garbage", said) == "مرحبا ١٢٣"
 

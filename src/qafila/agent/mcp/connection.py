@@ -44,8 +44,8 @@ class Connection:
         self._owner: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self._over, self._closing = asyncio.Event(), False
-        self._opening = asyncio.Lock()
-        self._starts = 0
+        self._opening, self._listing = asyncio.Lock(), asyncio.Lock()
+        self._starts = self._changes = 0
         self._log = Log()
         self._listed: tuple[float, dict[str, Definition]] | None = None
 
@@ -61,29 +61,28 @@ class Connection:
         Raises:
             AgentError: it cannot be reached, or does not say what tools it has.
         """
-        return await self._definitions(await self._connected())
+        client, over = await self._connected()
+        return await self._definitions(client, over)
 
-    async def _definitions(self, client: Client) -> dict[str, Definition]:
-        if self._listed is not None and time.monotonic() - self._listed[0] < _FRESH_SECONDS:
-            return self._listed[1]
-        # First, so that a change that is told of meanwhile counts.
-        listed: tuple[float, dict[str, Definition]] = time.monotonic(), {}
-        self._listed = listed
-        try:
-            async with asyncio.timeout(LIST_SECONDS):
-                found = await self._list(client)
-        except TimeoutError:
-            self._over.set()
-            raise self._error(f"does not say in {LIST_SECONDS:g} seconds what tools it has") from None
-        except QafilaError:
-            self._listed = None
-            raise
-        except Exception as error:
-            self._over.set()
-            raise self._error(f"does not say what tools it has ({_told(error)}){self._why()}") from None
-        if self._listed is listed:
-            self._listed = listed[0], found
-        return found
+    async def _definitions(self, client: Client, over: asyncio.Event) -> dict[str, Definition]:
+        async with self._listing:
+            if self._listed is not None and time.monotonic() - self._listed[0] < _FRESH_SECONDS:
+                return self._listed[1]
+            began, changes = time.monotonic(), self._changes
+            try:
+                async with asyncio.timeout(LIST_SECONDS):
+                    found = await self._list(client)
+            except TimeoutError:
+                over.set()
+                raise self._error(f"does not say in {LIST_SECONDS:g} seconds what tools it has") from None
+            except QafilaError:
+                raise
+            except Exception as error:
+                over.set()
+                raise self._error(f"does not say what tools it has ({_told(error)}){self._why()}") from None
+            if changes == self._changes:
+                self._listed = began, found
+            return found
 
     async def _list(self, client: Client) -> dict[str, Definition]:
         found: dict[str, Definition] = {}
@@ -130,9 +129,9 @@ class Connection:
         """
         from mcp_types import CallToolRequest, CallToolRequestParams, CallToolResult
 
-        client = await self._connected()
+        client, over = await self._connected()
         was = pinned.definition
-        now = (await self._definitions(client)).get(was.name)
+        now = (await self._definitions(client, over)).get(was.name)
         if now is None or now.sha256(reached(self._server), self.server_name) != pinned.sha256:
             what = f"changed ({was.changed_parts(now) or 'the name of the server'})" if now is not None else "is gone"
             raise ToolError(
@@ -148,22 +147,22 @@ class Connection:
         except TimeoutError:
             raise self._lost(f"gave no answer in {CALL_SECONDS:g} seconds", acts) from None
         except Exception as error:
-            raise self._failed(error, acts) from None
+            raise self._failed(error, over, acts) from None
         self._starts = 1  # it works: those that it took before count no more
         text = as_text(result)
         if result.is_error:
             raise ToolError(text or f"{self.name} says that it went wrong, and not how")
         return text
 
-    def _failed(self, error: Exception, acts: bool) -> ToolError:
+    def _failed(self, error: Exception, over: asyncio.Event, acts: bool) -> ToolError:
         from mcp import MCPError
         from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 
         if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
             if error.code == INVALID_REQUEST:  # so it says, over HTTP, that it has forgotten the session
-                self._over.set()
+                over.set()
             return ToolError(f"{self.name} refused: {_told(error)}")
-        self._over.set()
+        over.set()
         if isinstance(error, MCPError):
             return self._lost(f"ended in the middle of the call{self._why()}", acts)
         return self._lost(f"answered with what is no result of a call ({_told(error)})", acts)
@@ -180,10 +179,11 @@ class Connection:
         if self._owner is not None:
             await asyncio.wait([self._owner])
 
-    async def _connected(self) -> Client:
+    async def _connected(self) -> tuple[Client, asyncio.Event]:
+        """The session, and what ends it."""
         async with self._opening:
             if self._client is not None and not self._over.is_set():
-                return self._client
+                return self._client, self._over
             if self._owner is not None:
                 await asyncio.wait([self._owner])
             if self._closing:
@@ -196,7 +196,7 @@ class Connection:
             self._owner = asyncio.create_task(self._own(ready), name=f"qafila-mcp-{self.name}")
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    return await asyncio.shield(ready)
+                    return await asyncio.shield(ready), self._over
             except TimeoutError:
                 self._owner.cancel()
                 raise self._error(f"was not ready in {CONNECT_SECONDS:g} seconds{self._why()}") from None
@@ -240,6 +240,7 @@ class Connection:
 
         if isinstance(message, ToolListChangedNotification):
             self._listed = None
+            self._changes += 1
 
     def _why(self) -> str:
         """What is known of why a server ended, in brackets."""
