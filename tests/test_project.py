@@ -31,6 +31,11 @@ EXTRA_IMPORTS = {
     "prometheus_client": "serve",
     "cryptography": "agent",
     "pydantic_core": "agent",
+    "mcp": "agent",
+    "mcp_types": "agent",  # which mcp brings, as it does the next two
+    "anyio": "agent",
+    "httpx2": "agent",
+    "jsonschema": "agent",
     "opentelemetry": "telemetry",
     "ray": "ray",
     "torchao": "train",

@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from qafila.agent.config import Server
@@ -19,8 +18,7 @@ from qafila.agent.tool import LostCallError, ToolError
 from qafila.errors import AgentError, QafilaError
 
 if TYPE_CHECKING:
-    from mcp import Client
-    from mcp.client._transport import TransportStreams
+    from mcp.client import Client, Transport
 
 #: Seconds to start and greet a server, to list its tools, and for a call.
 CONNECT_SECONDS, LIST_SECONDS, CALL_SECONDS = 60.0, 30.0, 60.0
@@ -191,6 +189,7 @@ class Connection:
             if self._starts == MOST_STARTS:
                 raise self._error(f"failed {MOST_STARTS} times and is not tried again{self._why()}")
             self._starts += 1
+            self._changes += 1
             self._listed, self._log, self._over = None, Log(), asyncio.Event()
             ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
             self._owner = asyncio.create_task(self._own(ready), name=f"qafila-mcp-{self.name}")
@@ -227,7 +226,7 @@ class Connection:
         finally:
             self._client = None
 
-    def _transport(self) -> AbstractAsyncContextManager[TransportStreams]:
+    def _transport(self) -> Transport:
         where = f"mcp.{self.name}"
         if self._server.url is not None:
             return connected(self._server.url, token(self._server.token_env, where, self._environment), where)

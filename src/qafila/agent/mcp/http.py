@@ -6,13 +6,10 @@ import ipaddress
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
 from qafila.errors import UsageError
-
-if TYPE_CHECKING:
-    from mcp.client._transport import TransportStreams
 
 #: Bytes of one answer, and of one event of a stream.
 MOST_BODY = 8 << 20
@@ -62,8 +59,10 @@ def token(variable: str | None, where: str, environment: Mapping[str, str] = os.
 
 
 @asynccontextmanager
-async def connected(url: str, bearer: str | None, where: str) -> AsyncGenerator[TransportStreams]:
+async def connected(url: str, bearer: str | None, where: str) -> AsyncGenerator[tuple[Any, Any]]:
     """Speak with a server over HTTP. Redirects are followed within its origin only (by the `mcp` library).
+
+    It gives streams of messages, from and to the server, for the library's `Client`.
 
     Raises:
         UsageError: its URL may not be used.
