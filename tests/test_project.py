@@ -34,6 +34,11 @@ EXTRA_IMPORTS = {
     "pydantic_core": "agent",
     "hijridate": "agent",
     "icalendar": "agent",
+    "mcp": "agent",
+    "mcp_types": "agent",  # which mcp brings, as it does the next two
+    "anyio": "agent",
+    "httpx2": "agent",
+    "jsonschema": "agent",
     "opentelemetry": "telemetry",
     "ray": "ray",
     "torchao": "train",

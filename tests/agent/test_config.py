@@ -48,7 +48,13 @@ effects = { read = "read" }
         ("[schedules]\nquiet = '25:00-07:00'", "schedules.quiet: "),
         ("[mcp.x]\n", "mcp.x: give it a command or a url"),
         ("[mcp.x]\ncommand = ['a']\nurl = 'http://127.0.0.1'", "mcp.x: give it a command or a url"),
+        ("[mcp.x]\ncommand = ['a']\ntoken_env = 'T'", "mcp.x: token_env goes with a url, and env with a command"),
+        ("[mcp.x]\nurl = 'http://127.0.0.1'\nenv = ['T']", "mcp.x: token_env goes with a url, and env with a command"),
         ("[mcp.x]\ncommand = ['a']\neffects = { a = 'harmless' }", "mcp.x.effects.a: "),
+        (
+            "[mcp.x]\ncommand = ['a']\neffects = { a = 'write' }",
+            "mcp.x: effects: what a server writes cannot be taken back",
+        ),
         ("[mcp.'Ünname']\ncommand = ['a']", "mcp.Ünname"),
         ("a = [", "is no TOML"),
     ],

@@ -279,7 +279,7 @@ def test_a_hostile_run_cannot_paint_the_terminal(shell: Shell) -> None:
         (["stop", "abc"], "no run"), (["say", "abc", "x"], "no run"), (["replay", "abc", "--verify"], "no run"),
         (["replay", "abc"], "--verify"), ([""], "the goal is empty"), (["  \n"], "the goal is empty"),
         (["go", "-w", "/no/such/folder"], "--workspace /no/such/folder: is no folder"),
-        (["go", "--tools", "calculate,fly"], "there is no built-in tool 'fly'"), (["go", "--fly"], "--fly"),
+        (["go", "--tools", "calculate,fly"], "there is no tool 'fly'"), (["go", "--fly"], "--fly"),
         (["go", "--steps", "0"], "--steps"), (["go", "--seed", "-1"], "--seed"), (["go", "too", "many"], "many"),
         (["go", "--choose", "dice"], "dice"), (["go", "--calibration", "/none.json"], "none.json"),
         (["go", "--database", "mysql://x/y"], "database"), (["go", "--database", "x"], "database"),

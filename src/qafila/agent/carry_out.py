@@ -13,7 +13,7 @@ from typing import Any
 from qafila.agent.edits import Edit, State, alone, apply, states, sweep
 from qafila.agent.events import Intended
 from qafila.agent.observation import Observation, observation
-from qafila.agent.tool import ArgumentsError, Draft, Surroundings, Tool, ToolError
+from qafila.agent.tool import ArgumentsError, Draft, LostCallError, Surroundings, Tool, ToolError
 from qafila.errors import QafilaError, SandboxError, StorageError
 
 
@@ -40,7 +40,7 @@ async def outcome(tool: Tool, arguments: dict[str, Any], surroundings: Surroundi
     except Exception as error:
         if limit.expired():
             return observation(f"{tool.name} took longer than {tool.seconds:g} seconds and was stopped", "timeout")
-        return observation(_said(error), "error")
+        return observation(_said(error), "unknown" if isinstance(error, LostCallError) else "error")
     return value if isinstance(value, Draft) else observation(value)
 
 

@@ -85,6 +85,10 @@ class Server(_Section):
     def _one_way(self) -> Server:
         if bool(self.command) == (self.url is not None):
             raise ValueError("give it a command or a url")
+        if (self.command and self.token_env is not None) or (self.url is not None and self.env):
+            raise ValueError("token_env goes with a url, and env with a command")
+        if any(effect == "write" for effect in self.effects.values()):
+            raise ValueError("effects: what a server writes cannot be taken back here; say egress or irrevocable")
         return self
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -35,6 +36,10 @@ class ArgumentsError(Exception):
 
 class ToolError(Exception):
     """Something that a tool cannot do; the message is for the model."""
+
+
+class LostCallError(ToolError):
+    """A call that may have been done or not, as its answer never came; the message is for the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Tool:
         origin: who made it: ``built-in``, ``python``, or the name of an MCP server.
         repeats: a call that was interrupted is made again with the same key, since twice is once: what it changes is
             kept under the key. A `write` tool that repeats acts by itself, as it has no edits to show.
+        close: ends what the tool holds open; safe to call twice.
     """
 
     schema: ToolSchema
@@ -92,6 +98,7 @@ class Tool:
     origin: str = "python"
     controls: frozenset[str] = frozenset()
     repeats: bool = False
+    close: Callable[[], Awaitable[None]] | None = None
 
     @property
     def name(self) -> str:
@@ -230,6 +237,10 @@ class Toolbox:
                 raise UsageError(f"two tools are called {one.name}; rename one")
             by_name[one.name] = one
         object.__setattr__(self, "by_name", by_name)
+
+    async def close(self) -> None:
+        """End what the tools hold open."""
+        await asyncio.gather(*(end() for end in {one.close for one in self.tools if one.close is not None}))
 
     @property
     def schemas(self) -> tuple[ToolSchema, ...]:

@@ -16,7 +16,17 @@ from typer.core import TyperGroup
 from qafila.cli import agent_runs, agent_schedule, stdin, terminal
 from qafila.cli import options as opt
 from qafila.cli.agent_calibrate import calibrate
-from qafila.cli.agent_setup import ask_at_terminal, open_client, open_journal, preview, workspace
+from qafila.cli.agent_setup import (
+    ask_at_terminal,
+    load_config,
+    load_policy,
+    mcp_tools,
+    open_client,
+    open_journal,
+    preview,
+    tool_names,
+    workspace,
+)
 from qafila.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +72,15 @@ _Policy = Annotated[
         help="What is allowed, asked about, denied (TOML).",
     ),
 ]
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        envvar="QAFILA_AGENT_CONFIG",
+        help="The settings of its tools (default: agent.toml in QAFILA_HOME).",
+    ),
+]
 _Yes = Annotated[bool, typer.Option("-y", "--yes", help="Change files without asking; `undo` takes it back.")]
 
 
@@ -77,6 +96,7 @@ def _begin(
     ] = None,
     yes: _Yes = False,
     policy: _Policy = None,
+    config: _Config = None,
     steps: Annotated[int, typer.Option(min=1, help="Most answers of the model.")] = 12,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens computed.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="Most seconds.")] = None,
@@ -122,9 +142,9 @@ def _begin(
     journal = open_journal(database)
     given = read_calibration(calibration) if calibration is not None else None
     agent = _agent(
-        journal, where, _names(tools), _policy(yes, policy), settings, as_json, choose, given,
-        remembers=not no_memory,
-        model=model, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
+        journal, where, tool_names(tools), load_policy(yes, policy), settings, as_json, choose, given,
+        config=config, remembers=not no_memory, model=model, endpoint=endpoint, key_variable=key_env, threads=threads,
+        context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, asyncio.run(agent.start(text)), as_json)
 
@@ -135,6 +155,7 @@ def _resume(
     say: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Something to tell it first.")] = None,
     yes: _Yes = False,
     policy: _Policy = None,
+    config: _Config = None,
     endpoint: _Endpoint = None,
     key_env: _KeyEnv = None,
     threads: opt.Threads = None,
@@ -147,8 +168,8 @@ def _resume(
     journal = open_journal(database)
     found = journal.find(run)
     agent = _same_agent(
-        journal, found, _policy(yes, policy), as_json,
-        endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
+        journal, found, load_policy(yes, policy), as_json,
+        config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, say=say)
 
@@ -160,6 +181,7 @@ def _approve(
     reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
     yes: _Yes = False,
     policy: _Policy = None,
+    config: _Config = None,
     endpoint: _Endpoint = None,
     key_env: _KeyEnv = None,
     threads: opt.Threads = None,
@@ -180,8 +202,8 @@ def _approve(
     print(preview(asked[0]), file=sys.stderr)
     decided = Decided(call=asked[0].call, allowed=not deny, by="terminal", reason=reason)
     agent = _same_agent(
-        journal, found, _policy(yes, policy), as_json,
-        endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
+        journal, found, load_policy(yes, policy), as_json,
+        config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, decisions={decided.call: decided})
 
@@ -250,12 +272,6 @@ for _name, _command in (
 command.add_typer(agent_schedule.command, name="schedule")
 
 
-def _names(tools: str | None) -> list[str] | None:
-    if tools is None:
-        return None
-    return [] if tools.strip() == "none" else [name.strip() for name in tools.split(",") if name.strip()]
-
-
 def _agent(
     journal: Journal,
     where: Path,
@@ -265,6 +281,7 @@ def _agent(
     as_json: bool,
     choose: str | None,
     given: Calibration | None,
+    config: Path | None,
     remembers: bool = True,
     **model: Any,
 ) -> Agent:
@@ -273,7 +290,8 @@ def _agent(
     from qafila.agent.tools.builtin import Resources, builtin
 
     memory = journal.memory if remembers else None
-    toolbox = builtin(names, Resources(memory=memory))
+    configured = load_config(config)
+    toolbox = builtin(names, Resources(configured, memory=memory, others=mcp_tools(configured)))
     client = open_client(**model)
     wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"
     choosing, known = settled(client, wished, given, option="--choose likelihood")
@@ -293,14 +311,7 @@ def _agent(
     )
 
 
-def _policy(yes: bool, file: Path | None) -> Policy:
-    from qafila.agent.policy import Policy, read_policy, with_writes
-
-    policy = Policy() if file is None else read_policy(file)
-    return with_writes(policy) if yes else policy
-
-
-def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, **model: Any) -> Agent:
+def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, config: Path | None, **model: Any) -> Agent:
     """The agent of a run that is gone on with: its model, workspace and tools."""
     from qafila.agent.loop import Settings
     from qafila.agent.state import State
@@ -308,7 +319,7 @@ def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, **mod
     began = State.of(journal.events(run)).began
     names = list(began.effects)
     where = workspace(Path(began.workspace))
-    return _agent(journal, where, names, policy, Settings(), as_json, None, None, model=began.model, **model)
+    return _agent(journal, where, names, policy, Settings(), as_json, None, None, config, model=began.model, **model)
 
 
 def _work(
@@ -375,4 +386,5 @@ async def _watch(agent: Agent, run: str, as_json: bool, say: str | None, decisio
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+        await agent.toolbox.close()
         await agent.client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from qafila.agent.config import Config
     from qafila.agent.events import Intended
     from qafila.agent.journal import Journal
+    from qafila.agent.policy import Policy
+    from qafila.agent.tool import Tool
     from qafila.chat.client import ChatClient
 
 _MOST_LINES = 40
@@ -33,6 +36,25 @@ def open_journal(database: str | None) -> Journal:
     return Journal(database or default_url("agent"))
 
 
+def tool_names(tools: str | None) -> list[str] | None:
+    """Names of tools as they are given with commas; None for all."""
+    if tools is None:
+        return None
+    return [] if tools.strip() == "none" else [name.strip() for name in tools.split(",") if name.strip()]
+
+
+def load_policy(yes: bool, file: Path | None) -> Policy:
+    """The policy out of a file, or the usual one; ``yes``: files may be changed without asking.
+
+    Raises:
+        FormatError: the file is none.
+    """
+    from qafila.agent.policy import Policy, read_policy, with_writes
+
+    policy = Policy() if file is None else read_policy(file)
+    return with_writes(policy) if yes else policy
+
+
 def load_config(file: Path | None) -> Config:
     """The settings out of a file, or of `agent.toml` in QAFILA_HOME where that is there.
 
@@ -46,6 +68,28 @@ def load_config(file: Path | None) -> Config:
         return read_config(file)
     usual = home() / "agent.toml"
     return read_config(usual) if usual.is_file() else Config()
+
+
+def mcp_tools(config: Config) -> tuple[Tool, ...]:
+    """The trusted tools of the MCP servers in the settings; what is not offered is said on standard error.
+
+    Raises:
+        UsageError: the library for them is not installed.
+    """
+    if not config.mcp:
+        return ()
+    import importlib.util
+
+    if importlib.util.find_spec("mcp") is None:
+        raise UsageError("mcp: the library mcp is missing; `pip install 'qafila[agent]'` brings it")
+    from qafila.agent.mcp.pins import pins_path, read_pins
+    from qafila.agent.mcp.tools import offered
+
+    logging.getLogger("mcp").addHandler(logging.NullHandler())  # or it writes what servers say to the terminal
+    found = offered(config, read_pins(pins_path()))
+    for note in found.notes:
+        print(terminal.printable(f"note: {note}"), file=sys.stderr)
+    return found.tools
 
 
 def open_client(

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("qafila.cli.info", "Parameters, memory, and whether a model fits in this machine."),
     "agent": ("qafila.cli.agent", "Give a model a goal and tools; watch, stop, resume and undo."),
     "memory": ("qafila.cli.memory", "What agents remember: show, add, edit, approve, forget."),
+    "mcp": ("qafila.cli.mcp", "Tools of MCP servers: list, trust; and ours as one."),
     "audit": ("qafila.cli.audit", "The signed log of what agents did: verify, export, erase."),
     "serve": ("qafila.cli.serve", "An OpenAI-compatible API and a chat page."),
     "keys": ("qafila.cli.keys", "The API keys of the server: create, list, rotate and revoke."),

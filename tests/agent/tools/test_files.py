@@ -157,5 +157,5 @@ def test_builtin_tools_by_name() -> None:
     assert [one.name for one in builtin(["calculate", "list_files", "calculate"]).tools] == ["calculate", "list_files"]
     assert builtin([]).tools == ()
     assert {one.origin for one in builtin().tools} == {"built-in"}
-    with pytest.raises(UsageError, match="there is no built-in tool 'fly'; there are list_files, "):
+    with pytest.raises(UsageError, match="there is no tool 'fly'; there are list_files, "):
         builtin(["fly"])

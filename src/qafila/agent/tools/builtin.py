@@ -32,12 +32,14 @@ class Resources:
 
     Attributes:
         config: the user's settings. client: a model, for tools that ask one. memory: what is remembered, and whose.
+        others: tools beside the built-in ones, of MCP servers.
     """
 
     config: Config = field(default_factory=Config)
     client: ChatClient | None = None
     memory: Memory | None = None
     owner: str = ""
+    others: tuple[Tool, ...] = ()
 
 
 def builtin(names: Sequence[str] | None = None, resources: Resources | None = None) -> Toolbox:
@@ -57,7 +59,7 @@ def builtin(names: Sequence[str] | None = None, resources: Resources | None = No
     if unknown:
         if why := lacking.get(unknown[0]):
             raise UsageError(f"tool {unknown[0]}: {why}")
-        raise UsageError(f"there is no built-in tool {unknown[0]!r:.40}; there are {', '.join(by_name)}")
+        raise UsageError(f"there is no tool {unknown[0]!r:.40}; there are {', '.join(by_name)}")
     return Toolbox(tuple(by_name[name] for name in dict.fromkeys(names)))
 
 
@@ -72,4 +74,4 @@ def _every(given: Resources) -> tuple[Tool, ...]:
         every += translate.tools(client)
     if given.memory is not None:
         every += remember.tools(given.memory, given.owner)
-    return every
+    return (*every, *given.others)
