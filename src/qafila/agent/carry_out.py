@@ -13,6 +13,7 @@ from typing import Any
 from qafila.agent.edits import Edit, State, apply, states, sweep
 from qafila.agent.events import Intended
 from qafila.agent.observation import Observation, observation
+from qafila.agent.result import Paused, Result
 from qafila.agent.tool import ArgumentsError, Draft, Surroundings, Tool, ToolError
 from qafila.errors import QafilaError, StorageError
 
@@ -25,7 +26,9 @@ def checked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any] | Observ
         return observation(f"wrong arguments: {error}", "error")
 
 
-async def outcome(tool: Tool, arguments: dict[str, Any], surroundings: Surroundings) -> Draft | Observation:
+async def outcome(
+    tool: Tool, arguments: dict[str, Any], surroundings: Surroundings
+) -> Draft | Paused | Result | Observation:
     """Run a tool: what it wants done, or what came of it. Whatever it raises is an observation.
 
     A plain function runs in a thread of its own. One that takes too long is left behind there: what it returns later
@@ -41,7 +44,7 @@ async def outcome(tool: Tool, arguments: dict[str, Any], surroundings: Surroundi
         if limit.expired():
             return observation(f"{tool.name} took longer than {tool.seconds:g} seconds and was stopped", "timeout")
         return observation(_said(error), "error")
-    return value if isinstance(value, Draft) else observation(value)
+    return value if isinstance(value, Draft | Paused | Result) else observation(value)
 
 
 def _said(error: Exception) -> str:

@@ -64,7 +64,8 @@ class RunLine:
 
     Attributes:
         status: ``running`` (or interrupted), else why it ended. created: seconds since 1970.
-        parent: the run it was forked from, and after which of its events.
+        parent: the run it was forked from, and after which of its events; without such a number, the run it is a part
+            of.
     """
 
     id: str
@@ -104,17 +105,23 @@ class Journal:
         """Let go of the database."""
         self._engine.dispose()
 
-    def begin(self, began: Began) -> str:
+    def begin(self, began: Began, run: str | None = None) -> str:
         """Write down a new run and its first event; gives its id.
 
-        Raises:
-            AgentError: the event holds what is no text. StorageError: the database fails.
-        """
-        with writing(self._engine) as connection:
-            return self._begin(connection, began, None, None)
+        Args:
+            began: the event. run: the id, of a sub-run; others get one.
 
-    def _begin(self, connection: sa.Connection, began: Began, parent: str | None, forked_at: int | None) -> str:
-        run = secrets.token_hex(6)
+        Raises:
+            AgentError: the event holds what is no text. StorageError: the database fails, or has a run of this id.
+        """
+        parent = began.parent.run if began.parent is not None else None
+        with writing(self._engine) as connection:
+            return self._begin(connection, began, parent, None, run)
+
+    def _begin(
+        self, connection: sa.Connection, began: Began, parent: str | None, forked_at: int | None, run: str | None = None
+    ) -> str:
+        run = run or secrets.token_hex(6)
         body = _body(began)
         row = {"id": run, "created": self._clock(), "goal": began.goal, "status": "running"}
         connection.execute(_RUNS.insert().values(**row, parent=parent, forked_at=forked_at))
@@ -167,14 +174,15 @@ class Journal:
             ) from None
 
     def find(self, start: str) -> str:
-        """The id of the one run whose id begins so; ``last`` is the newest.
+        """The id of the one run whose id begins so; ``last`` is the newest that is no part of another.
 
         Raises:
             AgentError: there is none, or more than one.
         """
         with reading(self._engine) as connection:
             if start == "last":
-                newest = connection.scalar(sa.select(_RUNS.c.id).order_by(_RUNS.c.created.desc()).limit(1))
+                whole = _RUNS.c.parent.is_(None) | _RUNS.c.forked_at.is_not(None)
+                newest = connection.scalar(sa.select(_RUNS.c.id).where(whole).order_by(_RUNS.c.created.desc()).limit(1))
                 if newest is None:
                     raise AgentError('there are no runs yet; `qafila agent "goal"` makes one')
                 return str(newest)
@@ -193,17 +201,25 @@ class Journal:
             rows = connection.execute(query).all()
         return [RunLine(r.id, r.created, r.goal, r.status, r.events, r.parent, r.forked_at) for r in rows]
 
+    def parts(self, run: str) -> list[str]:
+        """The ids of a run's sub-runs, oldest first."""
+        part = (_RUNS.c.parent == run) & _RUNS.c.forked_at.is_(None)
+        with reading(self._engine) as connection:
+            return list(connection.scalars(sa.select(_RUNS.c.id).where(part).order_by(_RUNS.c.created)))
+
     def fork(self, run: str, after: int, instead: Event | None = None) -> str:
         """A new run that begins as another did, up to and with event ``after``, or with ``instead`` in its place.
 
         Raises:
-            AgentError: no such run or event.
+            AgentError: no such run or event, or a part of another run.
         """
         recorded = self.events(run)
         if not 0 <= after < len(recorded):
             raise AgentError(f"run {run} has events 0 to {len(recorded) - 1}, not {after}")
         first = recorded[0].event
         assert isinstance(first, Began)
+        if first.parent is not None:  # its goal is not the user's, and alone it would be taken for that
+            raise AgentError(f"run {run} is a part of run {first.parent.run}; fork that one")
         with writing(self._engine) as connection:
             new = self._begin(connection, first, run, after)
             for one in recorded[1 : after + 1]:
@@ -238,14 +254,19 @@ class Journal:
         return AuditLog(self._engine, _EVENTS)
 
     def erase(self, run: str) -> int:
-        """Erase a run: its goal, its events and all they hold; gives how many there were.
+        """Erase a run and its parts: their goals, their events and all they hold; gives how many there were.
 
         The audit log still proves that there were so many, and that no other was touched.
 
         Raises:
             AgentError: no such run, or it is being worked on.
         """
-        with self.hold(run), writing(self._engine) as connection:
+        with self.hold(run):
+            parts = sum(self.erase(part) for part in self.parts(run))
+            return parts + self._erase(run)
+
+    def _erase(self, run: str) -> int:
+        with writing(self._engine) as connection:
             erased = self.audit.forget(connection, run)
             for table in (_INBOX, _EVENTS):
                 connection.execute(table.delete().where(table.c.run == run))

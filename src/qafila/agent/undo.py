@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from qafila.agent.edits import Edit, apply
-from qafila.agent.events import Event, Observed, Undone
+from qafila.agent.events import Event, Intended, Observed, Undone
 from qafila.agent.journal import Journal
 from qafila.agent.observation import observation
 from qafila.agent.state import State
+from qafila.agent.subrun import part_id
 from qafila.errors import AgentError
+
+#: Runs and their calls, from the whole to the part.
+_Path: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def undo(journal: Journal, run: str, *, everything: bool = False) -> list[Edit]:
-    """Take back the edits of the last call of a run that made some, or of all of them, newest first.
+    """Take back the edits of the last call that made some, of a run or its parts, or of all of them, newest first.
 
     Gives the edits that were taken back. The model is told when the run goes on.
 
@@ -23,20 +29,49 @@ def undo(journal: Journal, run: str, *, everything: bool = False) -> list[Edit]:
         SandboxError: a file was changed since: it is left as it is, and what was not taken back yet stays.
     """
     with journal.hold(run):
-        state = State.of(journal.events(run))
-        if not state.done:
+        calls = list(reversed(_changes(journal, run)))
+        if not calls:
             raise AgentError(f"run {run} has changed nothing that is still there to be undone")
-        calls = list(reversed(state.done))
         taken: list[Edit] = []
-        for call in calls if everything else calls[:1]:
-            edits = [edit.reversed() for edit in reversed(state.done[call].edits)]
-            apply(Path(state.began.workspace), edits)
-            events: list[Event] = [*_interrupted(state, call), Undone(call=call)]
-            for event in events:
-                journal.add(run, state.events, event)
-                state.add(event)
-            taken += edits
+        for path in calls if everything else calls[:1]:
+            taken += _take_back(journal, path)
         return taken
+
+
+def _changes(journal: Journal, run: str) -> list[_Path]:
+    """The calls that changed something, oldest first: each by its run and call, after those that it is a part of."""
+    recorded = journal.events(run)
+    done, parts = State.of(recorded).done, journal.parts(run)
+    found: list[_Path] = []
+    for event in (one.event for one in recorded):
+        if isinstance(event, Intended):
+            here = ((run, event.call),)
+            if event.call in done:
+                found.append(here)
+            if (part := part_id(run, event.call)) in parts:
+                found += [(*here, *path) for path in _changes(journal, part)]
+    return found
+
+
+def _take_back(journal: Journal, path: _Path) -> list[Edit]:
+    """Undo what the last call of a path did, and tell of it in every run there."""
+    *above, (run, call) = path
+    with contextlib.ExitStack() as held:
+        for part, _ in path[1:]:
+            held.enter_context(journal.hold(part))
+        state = State.of(journal.events(run))
+        edits = [edit.reversed() for edit in reversed(state.done[call].edits)]
+        apply(Path(state.began.workspace), edits)
+        _write(journal, run, [*_interrupted(state, call), Undone(call=call)])
+        for whole, delegated in reversed(above):
+            _write(journal, whole, [Undone(call=delegated)])
+    return edits
+
+
+def _write(journal: Journal, run: str, events: Sequence[Event]) -> None:
+    number = len(journal.events(run))
+    for place, event in enumerate(events, number):
+        journal.add(run, place, event)
 
 
 def _interrupted(state: State, call: str) -> Iterator[Observed]:
