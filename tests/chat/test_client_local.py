@@ -167,6 +167,22 @@ def test_a_required_call_is_streamed_and_parsed(run, n):
         assert finished.message.tool_calls[0].arguments["city"] in ("Rome", "Cairo")
 
 
+def test_tools_that_are_not_told_can_be_called_and_leave_the_prompt_as_it_is(run):
+    options = Generation(temperature=0, max_tokens=80)
+    told = (Message("system", "Untold: get_weather(city)"), *QUESTION)
+    other = ToolSchema("other", "Something else.")
+    names = frozenset({"get_weather"})
+    for tools in ((other,), ()):
+        untold = ChatRequest(
+            told, tools, "required", names, parallel_tool_calls=False, untold=(WEATHER,), generation=options
+        )
+        (message,), usage = run(lambda client, untold=untold: whole(client.chat(untold)))
+        assert [call.name for call in message.tool_calls] == ["get_weather"]
+        assert usage.prompt == run(lambda client, tools=tools: client.count(told, tools))
+    neither = ChatRequest(told, (other,), "none", untold=(WEATHER,), generation=options)
+    assert run(lambda client: whole(client.chat(neither)))[0][0].tool_calls == ()
+
+
 def test_a_call_that_is_cut_ends_with_length_and_is_no_call(run):
     request = ChatRequest(QUESTION, (WEATHER,), "required", generation=Generation(temperature=0, max_tokens=9))
     events = run(lambda client: collect(client.chat(request)))

@@ -200,6 +200,12 @@ def test_tools():
     assert body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert body["parallel_tool_calls"] is False
     assert "tools" not in asked(ChatRequest(QUESTION, (TOOL,), "none"))[2]
+    # Another server knows no tools but those that it is told of, and that their arguments are an object.
+    bare = ToolSchema("bare", "", {"properties": {}})
+    body = asked(ChatRequest(QUESTION, (TOOL,), untold=(bare,)))[2]
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["weather", "bare"]
+    assert [tool["function"]["parameters"]["type"] for tool in body["tools"]] == ["object"] * 2
+    assert body["tool_choice"] == "auto"
 
     def call(index, arguments, **first):
         return delta(tool_calls=[{"index": index, **first, "function": {"arguments": arguments, **first.pop("f", {})}}])

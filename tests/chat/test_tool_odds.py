@@ -86,6 +86,17 @@ def test_odds_are_the_models_probabilities(llama: Llama) -> None:
     assert 0 <= found.call <= 1
 
 
+def test_tools_that_are_not_told_have_odds_under_the_same_prompt(llama: Llama) -> None:
+    told = tool_odds(llama, replace(REQUEST, tools=TOOLS[:2]))
+    more = tool_odds(llama, replace(REQUEST, tools=TOOLS[:2], untold=TOOLS[2:]))
+    assert [name for name, _ in more.tools] == [tool.name for tool in TOOLS]
+    assert more.call == told.call
+    first, second = dict(told.tools), dict(more.tools)
+    a, b = (tool.name for tool in TOOLS[:2])
+    assert second[a] / second[b] == pytest.approx(first[a] / first[b])
+    assert sum(second.values()) == pytest.approx(1)
+
+
 def test_only_the_tools_that_may_be_called_share_the_odds(llama: Llama) -> None:
     every = dict(tool_odds(llama, REQUEST).tools)
     names = frozenset({"calculate", "ابحث"})

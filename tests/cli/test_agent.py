@@ -112,6 +112,85 @@ def test_options_reach_the_run(shell: Shell) -> None:
     assert shell.clients[-1].asked[0].tools == ()
 
 
+def test_ten_tools_are_told_and_the_others_are_found(shell: Shell) -> None:
+    shell.script([[("find_tools", {"words": "a helper for a part of the task"})], "found"])
+    shell("go", "--steps", "1", status=1)
+    asked = shell.clients[-1].asked
+    assert len(asked[0].tools) == 10
+    assert asked[0].tools[-1].name == "find_tools"
+    shell("resume", "last")
+    (asked_again,) = shell.clients[-1].asked
+    assert asked_again.tools == asked[0].tools
+    assert [one.name for one in asked_again.untold] == ["delegate"]
+    shell.script(["none"])
+    shell("go", "--tools", "calculate,find_tools", "--json")
+    shell("resume", "last", "and now?")
+    assert [one.name for one in shell.clients[-1].asked[0].tools] == ["calculate", "find_tools"]
+    assert "there is no built-in tool 'find'; there are list_files, " in shell.error("go", "--tools", "find")
+
+
+PRICES = ("--price-read", "10", "--price-generated", "20")
+
+
+def test_a_run_has_a_budget_of_cost_and_again_where_it_is_resumed(shell: Shell) -> None:
+    # Each answer costs (6 read + 4 cached) * 10 and 2 written * 20 of a million.
+    shell.script([[("calculate", {"expression": f"1+{i}"})] for i in range(9)])
+    _, err = shell("go", *PRICES, "--cost", "0.00028", status=1)
+    assert "stopped: cost (the budget of 0.00028 cost is used up)" in err
+    assert "done" not in err
+    assert "2 steps" in err
+    assert "cost 0.00028" in err
+    found = json.loads(shell("resume", "last", "--json", status=1)[0])
+    assert (found["status"], found["steps"]) == ("cost", 4)
+    assert found["usage"]["cost"] == pytest.approx(0.00056)
+    shell("go", *PRICES, "--price-cached", "1", "--steps", "1", status=1)
+    assert json.loads(shell("show", "last", "--json")[0])["usage"]["cost"] == pytest.approx(104e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--cost", "1"], "--cost: needs what tokens cost"), (["--price-read", "1"], "--price-generated is missing"),
+        (["--price-generated", "1"], "--price-read is missing"), (["--price-cached", "1"], "--price-read is missing"),
+        ([*PRICES, "--cost", "0"], "--cost 0: nothing can be done"), ([*PRICES, "--cost", "nan"], "--cost nan"),
+        (["--price-read", "-1", "--price-generated", "1"], "--price-read -1"),
+        ([*PRICES, "--cost", "inf"], "--cost inf"),
+        (["--price-read", "0", "--price-generated", "0", "--cost", "1"], "--cost: can never be reached"),
+    ],
+)  # fmt: skip
+def test_costs_that_make_no_sense_are_refused(shell: Shell, options: list[str], words: str) -> None:
+    assert words in shell.error("go", *options)
+    assert shell.clients == []
+
+
+def test_a_helper_waits_is_shown_approved_and_counted(shell: Shell) -> None:
+    # The run and its part follow one script; the part has too few steps to have a part of its own.
+    delegated: Answer = [("delegate", {"goal": "write it", "steps": 2})]
+    shell.script([delegated, WRITE, "written"])
+    _, err = shell("go", "--tools", "delegate,write_file", "--steps", "30")
+    assert "stopped: waiting (delegate: in its part " in err
+    whole = next(run for run in shell.runs() if run["parent"] is None)
+    (part,) = (run for run in shell.runs() if run["parent"] is not None)
+    assert (part["parent"], part["forked_at"]) == (whole["id"], None)
+    listed, _ = shell("runs")
+    assert f"(part of {whole['id']}) write it" in listed
+    shown, _ = shell("show", whole["id"])
+    assert "has a part: run " in shown
+    assert "waits for a word on (in its part " in shown
+    assert "+new" in shown
+    assert f"part of run {whole['id']}, call 0.0" in shell("show", part["id"])[0]
+    assert "go on with that one" in shell("resume", part["id"], status=2)[1]
+    _, err = shell("approve", whole["id"])
+    while "stopped: waiting" in err:
+        _, err = shell("approve", "last")
+    assert shell.file("a.txt") == "new\n"
+    found = json.loads(shell("show", "last", "--json")[0])
+    assert (found["id"], found["part_of"], found["status"]) == (whole["id"], None, "done")
+    assert found["delegated_steps"] > 0
+    assert found["usage"]["prompt_tokens"] == 10 * (found["steps"] + found["delegated_steps"])
+    assert f"{found['steps']} steps and {found['delegated_steps']} in its parts" in err
+
+
 def test_files_are_changed_in_the_workspace_where_yes_is_said(shell: Shell, tmp_path: Path) -> None:
     shell.script([WRITE, "written"])
     folder = tmp_path / "elsewhere"

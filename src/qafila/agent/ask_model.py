@@ -37,13 +37,14 @@ class Step:
     """What an answer is asked for with.
 
     Attributes:
-        tools: what the model is told. options: what can be called now.
+        tools: what the model is told. options: what can be called now. found: tools that it has found, and can call.
         chooser: for runs whose tools are chosen by likelihood.
     """
 
     tools: tuple[ToolSchema, ...]
     options: Options
     chooser: Chooser
+    found: tuple[ToolSchema, ...] = ()
 
 
 async def ask_model(
@@ -68,12 +69,17 @@ async def ask_model(
         seed=(began.seed + state.steps) % 2**32,
         logprobs=0 if exact else None,
     )
+    every = (*step.tools, *step.found)
     request = ChatRequest(
-        tuple(state.messages), step.tools, narrowed=step.options.narrowed(step.tools), generation=generation
+        tuple(state.messages),
+        step.tools,
+        narrowed=step.options.narrowed(every),
+        untold=step.found,
+        generation=generation,
     )
-    choosing: Choosing = began.choosing if exact and step.tools else "free"
+    choosing: Choosing = began.choosing if exact and every else "free"
     found: tuple[Candidate, ...] = ()
-    allowed = frozenset(tool.name for tool in step.tools) - frozenset(step.options.barred)
+    allowed = frozenset(tool.name for tool in every) - frozenset(step.options.barred)
     if choosing == "likelihood" and not allowed:
         request = replace(request, tool_names=frozenset())
     elif choosing == "likelihood":

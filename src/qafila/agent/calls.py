@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
@@ -13,8 +13,9 @@ from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Proposed, Verdict
 from qafila.agent.provenance import Trusted, untrusted
+from qafila.agent.result import Paused, Result
 from qafila.agent.state import Pending
-from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox
+from qafila.agent.tool import Draft, Surroundings, Tool
 
 #: Effects that need no record before they happen: to do them twice is to do them once.
 HARMLESS = ("pure", "read")
@@ -31,25 +32,25 @@ class Calls:
     """Makes events of calls; whoever takes an event writes it down before the next one is asked for.
 
     Args:
-        toolbox: the tools. policy: what is allowed. trusted: what the user has said so far.
+        tools: what can be called now, by name. policy: what is allowed. trusted: what the user has said so far.
         approver: who is asked, if anybody is there. surroundings: of a call, by its id.
         waits: the event that ends work until a person has decided.
     """
 
     def __init__(
         self,
-        toolbox: Toolbox,
+        tools: Callable[[], Mapping[str, Tool]],
         policy: Policy,
         trusted: Callable[[], Trusted],
         approver: Approver | None,
         surroundings: Callable[[str], Surroundings],
         waits: Callable[[Intended, str], Ended],
     ) -> None:
-        self._toolbox, self._policy, self._trusted, self._approver = toolbox, policy, trusted, approver
+        self._tools, self._policy, self._trusted, self._approver = tools, policy, trusted, approver
         self._surroundings, self._waits = surroundings, waits
 
     async def carry_out(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
-        """The events of all calls that have come to nothing yet; `Ended` is the last where one has to wait."""
+        """The events of all calls that have come to nothing yet, up to one that cannot be finished now."""
         left = [one for one in pending if one.observed is None]
         while left:
             # Only neighbours: what is read after a write is what was written.
@@ -58,18 +59,20 @@ class Calls:
                 yield observed
             left = left[len(together) :]
             if left:
+                observed_it = False
                 async for event in self._effectful(left.pop(0)):
                     yield event
-                    if isinstance(event, Ended):
-                        return
+                    observed_it = isinstance(event, Observed)
+                if not observed_it:  # it waits, or the run is to stop
+                    return
 
     def _tool(self, pending: Pending) -> Tool | None:
-        return self._toolbox.by_name.get(pending.call.name)
+        return self._tools().get(pending.call.name)
 
     def _harmless_now(self, pending: Pending) -> bool:
         """Whether a call needs nobody's word and no record before it happens."""
         tool = self._tool(pending)
-        if tool is None or tool.effect not in HARMLESS or pending.unsure:
+        if tool is None or tool.effect not in HARMLESS or tool.repeats or pending.unsure:
             return False
         return self._judge(pending, tool)[0] != "ask"
 
@@ -81,7 +84,7 @@ class Calls:
 
     async def _harmless(self, pending: Pending) -> Observed:
         started = time.monotonic()
-        tool = self._toolbox.by_name[pending.call.name]
+        tool = self._tools()[pending.call.name]
         verdict, why = self._judge(pending, tool)
         if verdict != "allow":
             return _observed(pending, observation(why, "refused"), started)
@@ -89,16 +92,16 @@ class Calls:
         if isinstance(arguments, Observation):
             return _observed(pending, arguments, started)
         found = await outcome(tool, arguments, self._surroundings(pending.call.id))
-        if isinstance(found, Draft):
+        if isinstance(found, Draft | Paused):
             found = observation(f"{tool.name} has the effect {tool.effect} and may not change files", "error")
         return _observed(pending, found, started)
 
     async def _effectful(self, pending: Pending) -> AsyncIterator[Event]:
-        """The events of one call that changes something; the last is `Observed`, or `Ended` where it has to wait."""
+        """The events of one call that changes something; the last is `Observed` unless it cannot be finished now."""
         started = time.monotonic()
         tool, surroundings = self._tool(pending), self._surroundings(pending.call.id)
         if tool is None:
-            names = ", ".join(self._toolbox.by_name)
+            names = ", ".join(self._tools())
             found = observation(f"there is no tool {pending.call.name!r:.80}; there are {names}", "error")
             yield _observed(pending, found, started)
             return
@@ -138,6 +141,10 @@ class Calls:
             yield _observed(pending, do_edits(intent, surroundings), started)
             return
         found_or_draft = await outcome(tool, arguments, surroundings)
+        if isinstance(found_or_draft, Paused):
+            if found_or_draft.waits:
+                yield self._waits(intent, found_or_draft.waits)
+            return
         if isinstance(found_or_draft, Draft):
             found_or_draft = observation(f"{tool.name} gave a draft, which only tools that write may", "error")
         yield _observed(pending, found_or_draft, started)
@@ -159,6 +166,8 @@ class Calls:
         found = await outcome(tool, arguments, surroundings)
         if isinstance(found, Observation):
             return found
+        if not isinstance(found, Draft):
+            return observation(f"{tool.name} gave no draft, which tools that write must", "error")
         if not found.edits:
             return observation(found.text)
         return made.model_copy(update={"edits": found.edits, "told": found.text})
@@ -176,5 +185,14 @@ class Calls:
         yield Decided(call=intent.call, allowed=said[0], by="terminal", reason=said[1])
 
 
-def _observed(pending: Pending, found: Observation, started: float) -> Observed:
-    return Observed(call=pending.call.id, name=pending.call.name, observation=found, seconds=time.monotonic() - started)
+def _observed(pending: Pending, found: Observation | Result, started: float) -> Observed:
+    known = found if isinstance(found, Result) else Result(found)
+    return Observed(
+        call=pending.call.id,
+        name=pending.call.name,
+        observation=known.observation,
+        seconds=time.monotonic() - started,
+        found=known.found,
+        steps=known.steps,
+        spent=known.spent,
+    )

@@ -25,7 +25,9 @@ def checked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any] | Observ
         return observation(f"wrong arguments: {error}", "error")
 
 
-async def outcome(tool: Tool, arguments: dict[str, Any], surroundings: Surroundings) -> Draft | Observation:
+async def outcome(
+    tool: Tool, arguments: dict[str, Any], surroundings: Surroundings
+) -> Draft | Paused | Result | Observation:
     """Run a tool: what it wants done, or what came of it. Whatever it raises is an observation.
 
     A plain function runs in a thread of its own. One that takes too long is left behind there: what it returns later

@@ -16,12 +16,12 @@ class Chooser:
     """Turns a model's odds into probabilities, by the ``calibration`` of this model."""
 
     calibration: Calibration = field(default_factory=Calibration)
-    _neutral: ToolOdds | None = None
+    _neutral: dict[frozenset[str], ToolOdds] = field(default_factory=dict)
 
     async def odds(self, client: ChatClient, request: ChatRequest) -> ToolOdds:
         """Calibrated probabilities of a call, and of each tool where there is one.
 
-        What the model does out of habit is asked for once: the system message and the tools stay the same in a run.
+        What the model does out of habit is asked for once for the same tools: the system message stays the same.
         """
         own = await client.tool_odds(request)
         if len(request.messages) > _OPENING:
@@ -31,11 +31,17 @@ class Chooser:
         return self.calibration.apply(own, await self._at_start(client, request))
 
     async def _at_start(self, client: ChatClient, request: ChatRequest) -> ToolOdds:
-        """Odds under a goal that asks for nothing, when nothing has happened yet; asked for once a run."""
-        if self._neutral is None:
-            names = frozenset(tool.name for tool in request.tools)
-            self._neutral = await client.tool_odds(replace(_neutral(request, _OPENING), tool_names=names))
-        return self._neutral
+        """Odds under a goal that asks for nothing, when nothing has happened yet; asked for once for the same tools.
+
+        Tools that were found later are taken as if they had been told from the beginning, as those of the calibration's
+        examples were: of what is not in its prompt at all, a model's habits say nothing.
+        """
+        every = (*request.tools, *request.untold)
+        names = frozenset(tool.name for tool in every)
+        if names not in self._neutral:
+            told = replace(_neutral(request, _OPENING), tools=every, untold=(), tool_names=names)
+            self._neutral[names] = await client.tool_odds(told)
+        return self._neutral[names]
 
     async def _without_habit(self, client: ChatClient, request: ChatRequest, own: ToolOdds) -> ToolOdds:
         """Odds without what the calls made so far add whatever the goal is: models like to repeat themselves."""

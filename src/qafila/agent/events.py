@@ -88,6 +88,24 @@ class Spent(_Event):
     first_token_seconds: float = 0.0
     seconds: float = 0.0
 
+    def plus(self, more: Spent) -> Spent:
+        """What both took; until its first token, as the latter."""
+        return Spent(
+            read=self.read + more.read,
+            cached=self.cached + more.cached,
+            generated=self.generated + more.generated,
+            first_token_seconds=more.first_token_seconds,
+            seconds=self.seconds + more.seconds,
+        )
+
+
+class Parent(_Event):
+    """Where a sub-run comes from: a call of a run. ``depth``: 1 for a part of the user's run, 2 for a part of that."""
+
+    run: str
+    call: str
+    depth: int = Field(ge=1)
+
 
 class Began(_Event):
     """The first event.
@@ -95,6 +113,8 @@ class Began(_Event):
     Attributes:
         remembers: a short note of the run is kept in the memory when it ends.
         remembered: the user's own words of before, which the system prompt repeats.
+        tools: what the model is told. more: what it may find; in the shape of `ToolSchema.to_dict`.
+        effects: of all of them. parent: of a sub-run, whose goal are a model's words and not the user's.
     """
 
     kind: Literal["began"] = "began"
@@ -102,7 +122,9 @@ class Began(_Event):
     system: str
     model: str
     tools: tuple[dict[str, Any], ...]
+    more: tuple[dict[str, Any], ...] = ()
     effects: dict[str, str]
+    parent: Parent | None = None
     workspace: str
     budget: Budget
     prices: Prices
@@ -171,13 +193,20 @@ class Decided(_Event):
 
 
 class Observed(_Event):
-    """What came of a call."""
+    """What came of a call.
+
+    Attributes:
+        found: tools that can be called from now on. steps, spent: of a sub-run; they count as the run's own.
+    """
 
     kind: Literal["observed"] = "observed"
     call: str
     name: str
     observation: Observation
     seconds: float = 0.0
+    found: tuple[str, ...] = ()
+    steps: int = 0
+    spent: Spent = Spent()
 
 
 class Steered(_Event):

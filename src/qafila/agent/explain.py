@@ -102,17 +102,17 @@ async def explain(client: ChatClient, recorded: Sequence[Recorded], number: int)
     state = State.of(recorded[:number])
     tools = tuple(ToolSchema.from_dict(tool) for tool in state.began.tools)
     chooser = Chooser(state.began.calibration)
-    allowed = frozenset(tool.name for tool in tools) - frozenset(event.options.barred)
+    allowed = frozenset(tool.name for tool in (*tools, *state.untold)) - frozenset(event.options.barred)
     chosen = event.decision.choosing == "likelihood" and bool(allowed)
     whole = await _logprob(client, state.messages, tools, ids)
     done = (event.message.get("tool_calls") or [{"function": {"name": ""}}])[0]["function"]["name"]
     if chosen:  # habits are those of the whole conversation, not of one without its instructions
-        await chooser.odds(client, ChatRequest(tuple(state.messages), tools, tool_names=allowed))
+        await chooser.odds(client, ChatRequest(tuple(state.messages), tools, tool_names=allowed, untold=state.untold))
     for part in parts(state.messages):
         change = whole - await _logprob(client, part.without, tools, ids)
         instead = None
         if chosen:
-            odds = await chooser.odds(client, ChatRequest(part.without, tools, tool_names=allowed))
+            odds = await chooser.odds(client, ChatRequest(part.without, tools, tool_names=allowed, untold=state.untold))
             name = decided(odds, state.began.thresholds.call)
             if name != done:
                 instead = next(one for one in candidates(odds) if one.name == name)

@@ -196,14 +196,15 @@ class Journal:
             ) from None
 
     def find(self, start: str) -> str:
-        """The id of the one run whose id begins so; ``last`` is the newest.
+        """The id of the one run whose id begins so; ``last`` is the newest that is no part of another.
 
         Raises:
             AgentError: there is none, or more than one.
         """
         with reading(self._engine) as connection:
             if start == "last":
-                newest = connection.scalar(sa.select(_RUNS.c.id).order_by(_RUNS.c.created.desc()).limit(1))
+                whole = _RUNS.c.parent.is_(None) | _RUNS.c.forked_at.is_not(None)
+                newest = connection.scalar(sa.select(_RUNS.c.id).where(whole).order_by(_RUNS.c.created.desc()).limit(1))
                 if newest is None:
                     raise AgentError('there are no runs yet; `qafila agent "goal"` makes one')
                 return str(newest)
@@ -257,17 +258,25 @@ class Journal:
         with reading(self._engine) as connection:
             return [RunLine(**row) for row in connection.execute(query).mappings()]
 
+    def parts(self, run: str) -> list[str]:
+        """The ids of a run's sub-runs, oldest first."""
+        part = (_RUNS.c.parent == run) & _RUNS.c.forked_at.is_(None)
+        with reading(self._engine) as connection:
+            return list(connection.scalars(sa.select(_RUNS.c.id).where(part).order_by(_RUNS.c.created)))
+
     def fork(self, run: str, after: int, instead: Event | None = None) -> str:
         """A new run that begins as another did, up to and with event ``after``, or with ``instead`` in its place.
 
         Raises:
-            AgentError: no such run or event.
+            AgentError: no such run or event, or a part of another run.
         """
         recorded = self.events(run)
         if not 0 <= after < len(recorded):
             raise AgentError(f"run {run} has events 0 to {len(recorded) - 1}, not {after}")
         first = recorded[0].event
         assert isinstance(first, Began)
+        if first.parent is not None:  # its goal is not the user's, and alone it would be taken for that
+            raise AgentError(f"run {run} is a part of run {first.parent.run}; fork that one")
         with writing(self._engine) as connection:
             owner = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == run))
             new = self._begin(connection, first, parent=run, forked_at=after, owner=owner)
@@ -313,7 +322,7 @@ class Journal:
         return AuditLog(self._engine, _EVENTS)
 
     def erase(self, run: str) -> int:
-        """Erase a run: its goal, its events and all they hold; gives how many there were.
+        """Erase a run and its parts: their goals, their events and all they hold; gives how many there were.
 
         The audit log still proves that there were so many, and that no other was touched.
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from qafila import __version__
 from qafila.agent.ask_model import Step, UnsureError, ask_model
+from qafila.agent.budgets import fresh, share, used_up
 from qafila.agent.calibration import Calibration
 from qafila.agent.calls import Approver, Calls
 from qafila.agent.choose import Chooser
@@ -28,21 +29,34 @@ from qafila.agent.events import (
     Ending,
     Event,
     Intended,
+    Parent,
     Prices,
     Resumed,
     Steered,
     Thresholds,
 )
+from qafila.agent.finding import without
 from qafila.agent.journal import Journal, Recorded
 from qafila.agent.memory.store import Memory
 from qafila.agent.memory.told import Told, keep_episode, told
 from qafila.agent.observation import whole_letters
 from qafila.agent.policy import Policy
 from qafila.agent.provenance import Trusted
+from qafila.agent.result import Paused, Result
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
 from qafila.agent.scaffold import system_prompt
 from qafila.agent.state import State
-from qafila.agent.tool import Surroundings, Toolbox
+from qafila.agent.subrun import (
+    DELEGATE,
+    MOST_DEPTH,
+    begin_part,
+    came_to,
+    depth,
+    key_of,
+    part_id,
+    waiting,
+)
+from qafila.agent.tool import Surroundings, Tool, Toolbox, ToolError
 from qafila.chat.client import ChatClient
 from qafila.errors import AgentError, QafilaError, StorageError
 
@@ -138,7 +152,8 @@ class Agent:
             system=system_prompt(settings.instructions, note, remembered.text if remembered else ""),
             model=self.client.name,
             tools=tuple(schema.to_dict() for schema in self.toolbox.schemas),
-            effects={one.name: one.effect for one in self.toolbox.tools},
+            more=tuple(schema.to_dict() for schema in self.toolbox.untold),
+            effects={name: one.effect for name, one in self.toolbox.by_name.items()},
             workspace=str(self.workspace),
             budget=settings.budget,
             prices=settings.prices,
@@ -178,16 +193,21 @@ class Agent:
 
         Args:
             run: its id; one that was interrupted, waits, or used up its budget goes on where it was.
-            say: something to tell the model first. decisions: answers to what the run asked about, by call.
+            say: something to tell the model first.
+            decisions: answers to what the run asked about, by call; of what a part of it asked, by the key of the call.
             only_unfinished: one that has ended or waits is left as it is.
 
         Raises:
-            AgentError: no such run, another process works on it, or its workspace or tools are not these.
+            AgentError: no such run, another process works on it, or its workspace or tools are not these; or it is a
+                part of another run.
             StorageError: what happens cannot be written down; the run pauses, and nothing is lost.
         """
         with self.journal.hold(run):
-            worker = _Worker(self, run, State.of(self.journal.events(run)))
-            if only_unfinished and worker.state.ended is not None:
+            state = State.of(self.journal.events(run))
+            if (parent := state.began.parent) is not None:
+                raise AgentError(f"run {run} is a part of run {parent.run}; go on with that one")
+            worker = _Worker(self, run, state)
+            if only_unfinished and state.ended is not None:
                 return
             for event in worker.opening(say, decisions or {}):
                 yield worker.write(event)
@@ -197,23 +217,31 @@ class Agent:
                 keep_episode(self._memory, self._owner, run, worker.state)
 
 
-class _Worker:
-    """One run while it is worked on."""
+def _nobody(_: str) -> None:
+    """Who hears the words of sub-runs: the run above is told what they come to."""
 
-    def __init__(self, agent: Agent, run: str, state: State) -> None:
-        self._agent, self._run, self.state = agent, run, state
+
+class _Worker:
+    """One run while it is worked on; ``above``: the run that it is a part of."""
+
+    def __init__(self, agent: Agent, run: str, state: State, above: _Worker | None = None) -> None:
+        self._agent, self._run, self.state, self._above = agent, run, state, above
         self._started = time.monotonic()
+        self._words: dict[str, Decided] = {}
+        deepest = depth(state.began) >= MOST_DEPTH
+        self._toolbox = without(agent.toolbox, DELEGATE) if deepest else agent.toolbox
         self._chooser = Chooser(state.began.calibration)
         if state.began.workspace != str(agent.workspace):
             raise AgentError(f"run {run} belongs to the workspace {state.began.workspace}; go on with it there")
-        missing = sorted(set(state.began.effects) - set(agent.toolbox.by_name))
+        missing = sorted(set(state.began.effects) - set(self._toolbox.by_name))
         if missing:
             raise AgentError(f"run {run} has the tool {missing[0]}, which is not among these; give it the same tools")
         self._calls = Calls(
-            agent.toolbox, agent._policy, self._trusted, agent._approver, self._surroundings, self._waits
+            self._callable, agent._policy, self._trusted, agent._approver, self._surroundings, self._waits
         )
-        told = tuple(schema.to_dict() for schema in agent.toolbox.schemas)
-        if told != state.began.tools:
+        told = tuple(schema.to_dict() for schema in self._toolbox.schemas)
+        more = tuple(schema.to_dict() for schema in self._toolbox.untold)
+        if (told, more) != (state.began.tools, state.began.more):
             raise AgentError(f"run {run} has other tools, or other versions of them; give it the same ones")
 
     def write(self, event: Event, wish: int | None = None) -> Recorded:
@@ -223,15 +251,18 @@ class _Worker:
         self.state.add(event)
         return Recorded(number, time.time(), event)
 
-    def opening(self, say: str | None, decisions: Mapping[str, Decided]) -> list[Event]:
-        """What comes before the first turn."""
+    def opening(self, say: str | None, decisions: Mapping[str, Decided], budget: Budget | None = None) -> list[Event]:
+        """What comes before the first turn; ``budget``: of a sub-run, by what its run has left."""
         events: list[Event] = []
         if self.state.ended is not None:
-            events.append(Resumed(budget=self._fresh_budget()))
+            events.append(Resumed(budget=budget or fresh(self.state)))
             for number, kind, _ in self._agent.journal.wishes(self._run):
                 if kind == "cancel":  # it meant the work that has ended
                     self._agent.journal.granted(number)
         for call, decided in decisions.items():
+            if self._of_part(call):
+                self._words[call] = decided
+                continue
             pending = self.state.of_call(call)
             if pending.asked is None or pending.decided is not None:
                 raise AgentError(f"call {call} of run {self._run} waits for nobody's word")
@@ -240,18 +271,10 @@ class _Worker:
             events.append(Steered(text=say))
         return events
 
-    def _fresh_budget(self) -> Budget:
-        """As much again as the run was given at first, counted from what it has used; a person's word adds none."""
-        given, state = self.state.began.budget, self.state
-        if state.ended is not None and state.ended.reason == "waiting":
-            return state.budget
-        tokens = state.spent.read - state.spent.cached + state.spent.generated
-        return Budget(
-            steps=None if given.steps is None else state.steps + given.steps,
-            tokens=None if given.tokens is None else tokens + given.tokens,
-            seconds=None if given.seconds is None else state.seconds + given.seconds,
-            cost=None if given.cost is None else state.cost + given.cost,
-        )
+    def _of_part(self, key: str) -> bool:
+        """Whether a call with this key waits in a part of the run."""
+        found = waiting(self._agent.journal, self._run)
+        return found is not None and found.run != self._run and found.intent.key == key
 
     async def turns(self) -> AsyncIterator[Recorded]:
         """Until the run ends, one event after another."""
@@ -271,9 +294,11 @@ class _Worker:
                 if answer is not None:
                     yield self.write(answer)
 
-    def _wishes(self) -> list[tuple[Event, int]]:
+    def _wishes(self) -> list[tuple[Event, int | None]]:
         """What other processes and threads left in the inbox, and its number there."""
-        events: list[tuple[Event, int]] = []
+        events: list[tuple[Event, int | None]] = []
+        if self._above is not None and self._above.cancelled:
+            return [(self._end("cancelled", detail="the run that it is a part of was stopped"), None)]
         for number, kind, text in self._agent.journal.wishes(self._run):
             if kind == "cancel":
                 events.append((self._end("cancelled", detail=text), number))
@@ -281,9 +306,20 @@ class _Worker:
             events.append((Steered(text=text), number))
         return events
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is wished that the run stops, or one that it is a part of."""
+        own = any(kind == "cancel" for _, kind, _ in self._agent.journal.wishes(self._run))
+        return own or (self._above is not None and self._above.cancelled)
+
+    @property
+    def _seconds(self) -> float:
+        """Of work, up to now."""
+        return self.state.seconds + time.monotonic() - self._started
+
     def _ending(self) -> Ended | None:
         """Why the run is to stop before its next turn, if it is."""
-        state, budget = self.state, self.state.budget
+        state = self.state
         if state.answer is not None:
             cut = f"the answer was cut at {state.began.answer_tokens} tokens" if state.cut else ""
             if cut and not state.answer.strip():
@@ -291,45 +327,94 @@ class _Worker:
             return self._end("done", answer=state.answer, detail=cut)
         if state.circling:
             return self._end("circle", detail="the same call came to the same result again and again")
-        tokens = state.spent.read - state.spent.cached + state.spent.generated
-        seconds = state.seconds + time.monotonic() - self._started
-        used: Sequence[tuple[Ending, float, float | None]] = (
-            ("tokens", tokens, budget.tokens),
-            ("seconds", seconds, budget.seconds),
-            ("cost", state.cost, budget.cost),
-        )
-        for name, spent, most in used:
-            if most is not None and spent >= most:
-                return self._end(name, detail=f"the budget of {most:g} {name} is used up")
-        # Calls of the last answer that the steps allow are still carried out.
-        if budget.steps is not None and state.steps >= budget.steps and not state.pending:
-            return self._end("steps", detail=f"the budget of {budget.steps} steps is used up")
-        return None
+        used = used_up(state, self._seconds)
+        return self._end(used[0], detail=used[1]) if used is not None else None
 
     def _end(self, reason: Ending, *, answer: str = "", detail: str = "") -> Ended:
         return Ended(reason=reason, answer=answer, detail=detail, seconds=time.monotonic() - self._started)
 
     def _trusted(self) -> Trusted:
-        """The user's words: the goal, and what was said since."""
+        return Trusted(self._users_words())
+
+    def _users_words(self) -> list[str]:
+        """The goal, what was said since, and what is remembered of the user's words.
+
+        The goal of a sub-run is a model's: there it is what was said in the runs above.
+        """
         said = [message.text for message in self.state.messages if message.role == "user"]
-        return Trusted([*said, *self.state.began.remembered])
+        if self._above is None:
+            return [*said, *self.state.began.remembered]
+        return [*self._above._users_words(), *said[1:]]
 
     def _waits(self, intent: Intended, why: str) -> Ended:
         return self._end("waiting", detail=f"{intent.name}: {why}")
 
     def _surroundings(self, call: str) -> Surroundings:
-        key = hashlib.sha256(f"{self._run}/{call}".encode()).hexdigest()[:32]
-        return Surroundings(self._agent.workspace, self._agent._sandbox, key, self._run, self._trusted())
+        return Surroundings(
+            self._agent.workspace,
+            self._agent._sandbox,
+            key_of(self._run, call),
+            self._run,
+            self._trusted(),
+            partial(self._delegate, call),
+            self._agent.client,
+        )
+
+    def _callable(self) -> Mapping[str, Tool]:
+        return self._toolbox.callable(self.state.found)
+
+    async def _delegate(self, call: str, goal: str, steps: int) -> Result | Paused:
+        """Work on a goal in a sub-run, which began with this call, until it ends or has to wait."""
+        agent, journal, part = self._agent, self._agent.journal, part_id(self._run, call)
+        check_goal(goal)
+        if part not in journal.parts(self._run):
+            parent = Parent(run=self._run, call=call, depth=depth(self.state.began) + 1)
+            toolbox = without(agent.toolbox, DELEGATE) if parent.depth >= MOST_DEPTH else agent.toolbox
+            budget = share(self.state, self._seconds, steps)
+            begin_part(journal, self.state, part, parent, goal, toolbox, budget)
+        with journal.hold(part):
+            worker = _Worker(agent, part, State.of(journal.events(part)), self)
+            ended = await worker.as_part(steps)
+        if ended.reason == "waiting":
+            return Paused(f"in its part {part}: {ended.detail}")
+        return Paused() if self.cancelled else came_to(worker.state, ended)
+
+    async def as_part(self, steps: int) -> Ended:
+        """Work on a sub-run until it ends, unless it has: a person's word, a stop and a crash are no ends."""
+        above, state = self._above, self.state
+        assert above is not None
+        if state.ended is not None and state.ended.reason not in ("waiting", "cancelled"):
+            return state.ended
+        try:
+            budget = share(above.state, above._seconds, steps)
+        except ToolError as error:
+            return self._end("failed", detail=str(error))
+        if budget.seconds is not None:  # what it worked before is behind its run, too
+            budget = budget.model_copy(update={"seconds": state.seconds + budget.seconds})
+        self._words = above._words
+        decisions = {}
+        for pending in state.pending:
+            if pending.asked is not None and pending.asked.intent.key in self._words:
+                decided = self._words.pop(pending.asked.intent.key)
+                decisions[pending.call.id] = decided.model_copy(update={"call": pending.call.id})
+        for event in self.opening(None, decisions, budget):
+            self.write(event)
+        async for _ in self.turns():
+            pass
+        assert state.ended is not None
+        return state.ended
 
     async def _answer(self) -> Event | None:
         """The model's next answer, or why there is none; None where it is wished that the run stops."""
         agent = self._agent
-        tools = agent.toolbox
-        step = Step(tools.schemas, tools.options(self._surroundings(""), self.state.made), self._chooser)
-        asking = asyncio.ensure_future(ask_model(agent.client, self.state, step, agent._tell))
+        tools, state = self._toolbox, self.state
+        options = tools.options(self._surroundings(""), state.made, state.found, just_found=state.just_found)
+        step = Step(tools.schemas, options, self._chooser, state.untold)
+        tell = agent._tell if self._above is None else _nobody
+        asking = asyncio.ensure_future(ask_model(agent.client, state, step, tell))
         try:
             while not (await asyncio.wait([asking], timeout=_LOOK))[0]:
-                if any(kind == "cancel" for _, kind, _ in agent.journal.wishes(self._run)):
+                if self.cancelled:
                     asking.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
                         await asking

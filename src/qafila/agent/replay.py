@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from qafila.agent.ask_model import Step, UnsureError, ask_model
 from qafila.agent.choose import Chooser
 from qafila.agent.events import Answered, Observed
+from qafila.agent.finding import found_in
 from qafila.agent.journal import Journal, Recorded
 from qafila.agent.observation import observation
 from qafila.agent.state import State
+from qafila.agent.tool import FIND
 from qafila.chat.client import ChatClient
 from qafila.errors import AgentError
 from qafila.text.messages import ToolSchema
@@ -52,7 +54,7 @@ async def verify(client: ChatClient, recorded: Sequence[Recorded]) -> AsyncItera
     for one in recorded[1:]:
         if isinstance(one.event, Answered):
             try:
-                again = await ask_model(client, state, Step(tools, one.event.options, chooser))
+                again = await ask_model(client, state, Step(tools, one.event.options, chooser, state.untold))
                 yield Check(one.number, len(one.event.message.get("ids") or ()), _difference(one.event, again))
             except UnsureError as error:
                 yield Check(one.number, 0, str(error))
@@ -89,4 +91,7 @@ def what_if(journal: Journal, run: str, number: int, text: str) -> str:
         )
     event = recorded[number].event
     assert isinstance(event, Observed)
-    return journal.fork(run, number, event.model_copy(update={"observation": observation(text)}))
+    changes: dict[str, object] = {"observation": observation(text)}
+    if event.name == FIND:  # what can be called from then on is what the new words tell of
+        changes["found"] = found_in(text, State.of(recorded[:1]).began.more)
+    return journal.fork(run, number, event.model_copy(update=changes))

@@ -90,7 +90,8 @@ def summary(run: str, state: State) -> str:
     how = ended.reason if ended is not None else "interrupted"
     share = f" ({spent.cached / spent.read:.0%} reused)" if spent.read else ""
     cost = f", cost {state.cost:.4g}" if state.cost else ""
-    steps = f"{state.steps} step{'s' if state.steps != 1 else ''}"
+    parts = f" and {state.delegated} in its parts" if state.delegated else ""
+    steps = f"{state.steps} step{'s' if state.steps != 1 else ''}{parts}"
     tokens = f"{spent.read:,} tokens read{share}, {spent.generated:,} written"
     return f"run {run}: {how}; {steps}, {tokens}, {state.seconds:.1f} s{cost}"
 
@@ -108,7 +109,9 @@ def as_json(run: str, recorded: Iterable[Recorded]) -> dict[str, Any]:
         "status": ended.reason if ended is not None else "running",
         "answer": ended.answer if ended is not None else "",
         "detail": ended.detail if ended is not None else "",
+        "part_of": None if state.began.parent is None else state.began.parent.run,
         "steps": state.steps,
+        "delegated_steps": state.delegated,
         "usage": {
             "prompt_tokens": spent.read,
             "cached_tokens": spent.cached,
@@ -143,6 +146,8 @@ def transcript(recorded: Iterable[Recorded]) -> list[str]:
     step = 0
     for one in recorded:
         if isinstance(one.event, Began):
+            if one.event.parent is not None:
+                shown.append(f"part of run {one.event.parent.run}, call {one.event.parent.call}")
             shown.append(f"goal: {one.event.goal}")
         if isinstance(one.event, Answered):
             step += 1

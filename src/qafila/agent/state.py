@@ -25,8 +25,9 @@ from qafila.agent.events import (
     Undone,
 )
 from qafila.agent.journal import Recorded
+from qafila.agent.tool import FIND
 from qafila.errors import AgentError
-from qafila.text.messages import Message, ToolCall
+from qafila.text.messages import Message, ToolCall, ToolSchema
 
 #: After so many equal calls with equal results the model is told; after so many the run ends.
 CIRCLE_TOLD, CIRCLE_ENDS = 2, 4
@@ -56,7 +57,8 @@ class State:
     Attributes:
         events: how many there are. messages: what the model has been told and said, complete turns only.
         pending: calls of the last answer, until all of them have come to something; in their order.
-        steps: answers of the model. spent: what they took, summed up. seconds: of work before the last stop.
+        steps: answers of the model. delegated: those of sub-runs. spent: what all of them took, summed up.
+        seconds: of work before the last stop. found: tools that were found, and can be called since.
         cut: the last answer reached its limit of tokens. circles: how often each call, with its result, has come up
             since the user said something or had it go on.
         made: calls that came to something since anything last changed. done: what changed files or the memory, by call.
@@ -70,6 +72,8 @@ class State:
     pending: list[Pending] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     steps: int = 0
+    delegated: int = 0
+    found: list[str] = field(default_factory=list)
     cut: bool = False
     spent: Spent = field(default_factory=Spent)
     seconds: float = 0.0
@@ -116,7 +120,7 @@ class State:
                 self._settle()
             case Undone():
                 taken = self.done.pop(event.call, None)
-                self.waiting.append(f"(The user took back what {taken.name if taken else event.call} had changed.)")
+                self.waiting.append(f"(The user took back what {taken.name if taken else 'a helper'} had changed.)")
                 self._settle()
             case Resumed():
                 # With a person's word it is the same work that goes on.
@@ -147,6 +151,22 @@ class State:
         return last.text if last.role == "assistant" and not last.tool_calls and not self.pending else None
 
     @property
+    def untold(self) -> tuple[ToolSchema, ...]:
+        """The tools that were found, in that order: the prompt's list of tools does not change with them."""
+        more = {one.name: one for one in map(ToolSchema.from_dict, self.began.more)}
+        return tuple(more[name] for name in self.found if name in more)
+
+    @property
+    def just_found(self) -> bool:
+        """Whether what happened last is that tools were found."""
+        return bool(self.made) and self.made[-1][0] == FIND and self.messages[-1].role == "tool"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens as budgets count them: read and generated, without those that were in the cache."""
+        return self.spent.read - self.spent.cached + self.spent.generated
+
+    @property
     def cost(self) -> float:
         """In the currency of the prices."""
         return cost_of(self.spent, self.began.prices)
@@ -157,13 +177,7 @@ class State:
         self.pending = [Pending(call, self._unsure(call.name, event)) for call in message.tool_calls]
         self.steps += 1
         self.cut = event.reason == "length"
-        self.spent = Spent(
-            read=self.spent.read + event.spent.read,
-            cached=self.spent.cached + event.spent.cached,
-            generated=self.spent.generated + event.spent.generated,
-            first_token_seconds=event.spent.first_token_seconds,
-            seconds=self.spent.seconds + event.spent.seconds,
-        )
+        self.spent = self.spent.plus(event.spent)
 
     def _unsure(self, name: str, event: Answered) -> bool:
         """Whether a tool's share among the tools is below what needs nobody's word."""
@@ -174,6 +188,10 @@ class State:
     def _observed(self, event: Observed) -> None:
         pending = self.of_call(event.call)
         pending.observed = event
+        self.found += [name for name in event.found if name not in self.found]
+        if event.steps:
+            self.delegated += event.steps
+            self.spent = self.spent.plus(event.spent)
         if event.observation.status == "error":
             self.done.pop(event.call, None)  # edits that fail are taken back at once
         if pending.intent is not None:

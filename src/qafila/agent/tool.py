@@ -15,6 +15,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from qafila.agent.edits import Edit
 from qafila.agent.provenance import Trusted
 from qafila.agent.sandbox.sandbox import Sandbox
+from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
 from qafila.text.messages import ToolSchema
 
@@ -26,6 +27,8 @@ EFFECTS: tuple[Effect, ...] = get_args(Effect)
 #: None where no call makes sense. It is given the arguments of the calls that were made since anything last changed.
 Live: TypeAlias = Callable[["Surroundings", Sequence[Mapping[str, Any]]], Mapping[str, dict[str, Any]] | None]
 
+#: The tool that finds others, where there are any to be found.
+FIND = "find_tools"
 #: Seconds that a call may take unless its tool says otherwise.
 SECONDS = 30.0
 
@@ -50,6 +53,8 @@ class Surroundings:
         workspace: the folder of the run. sandbox: finds the walls for commands; SandboxError where there are none.
         key: stands for this very call, in every attempt at it: what is asked of the world outside carries it along.
         run: its id. trusted: the user's words so far.
+        delegate: works on a goal as a part of the run, with at most so many steps (0: as many as can be spared).
+        client: the run's own model, for tools that ask one.
     """
 
     workspace: Path
@@ -57,6 +62,8 @@ class Surroundings:
     key: str = ""
     run: str = ""
     trusted: Trusted = field(default_factory=lambda: Trusted(()))
+    delegate: Callable[[str, int], Awaitable[Any]] | None = None
+    client: ChatClient | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +230,21 @@ def _first(error: ValidationError) -> str:
 class Toolbox:
     """The tools of a run, by name.
 
+    Attributes:
+        tools: what the model is told of. more: what it may find (see `qafila.agent.finding`), and then call.
+        by_name: all of them.
+
     Raises:
         UsageError: two tools of one name.
     """
 
     tools: tuple[Tool, ...]
+    more: tuple[Tool, ...] = ()
     by_name: Mapping[str, Tool] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         by_name: dict[str, Tool] = {}
-        for one in self.tools:
+        for one in (*self.tools, *self.more):
             if one.name in by_name:
                 raise UsageError(f"two tools are called {one.name}; rename one")
             by_name[one.name] = one
@@ -245,25 +257,42 @@ class Toolbox:
     @property
     def schemas(self) -> tuple[ToolSchema, ...]:
         """What the model is told."""
-        return tuple(one.schema for one in self.tools)
+        return tuple(_told(one.schema) for one in self.tools)
 
-    def options(self, surroundings: Surroundings, made: Sequence[tuple[str, Mapping[str, Any]]]) -> Options:
+    @property
+    def untold(self) -> tuple[ToolSchema, ...]:
+        """What it may find, in the same words."""
+        return tuple(_told(one.schema) for one in self.more)
+
+    def callable(self, found: Collection[str]) -> dict[str, Tool]:
+        """What can be called once these were found, by name."""
+        return {one.name: one for one in (*self.tools, *(one for one in self.more if one.name in found))}
+
+    def options(
+        self,
+        surroundings: Surroundings,
+        made: Sequence[tuple[str, Mapping[str, Any]]],
+        found: Collection[str] = (),
+        *,
+        just_found: bool = False,
+    ) -> Options:
         """What can be called now.
 
         Args:
             surroundings: of the run. made: calls since anything last changed, by name and arguments.
+            found: names of the tools that were found. just_found: by the last call: they are to be used first.
         """
         live: dict[str, dict[str, dict[str, Any]]] = {}
-        barred = []
-        for one in self.tools:
+        barred = [FIND] if self.more and (just_found or len(found) == len(self.more)) else []
+        for one in self.callable(found).values():
             before = [arguments for name, arguments in made if name == one.name]
-            found = one.live(surroundings, before) if one.live is not None else {}
+            now = one.live(surroundings, before) if one.live is not None else {}
             # What takes no arguments and changes nothing says the same again.
             same = bool(before) and one.effect in ("pure", "read") and not one.schema.parameters.get("properties")
-            if found is None or same:
+            if now is None or same:
                 barred.append(one.name)
-            elif found:
-                live[one.name] = dict(found)
+            elif now:
+                live[one.name] = dict(now)
         return Options(live=live, barred=tuple(barred))
 
 
@@ -282,6 +311,12 @@ class Options(BaseModel):
     def narrowed(self, schemas: Sequence[ToolSchema]) -> dict[str, ToolSchema]:
         """The schemas that calls must match, where they are narrower than what the model is told."""
         return {one.name: _with(one, self.live[one.name]) for one in schemas if one.name in self.live}
+
+
+def _told(schema: ToolSchema) -> ToolSchema:
+    """As models are told: that the arguments of a call are an object goes without saying."""
+    parameters = {name: value for name, value in schema.parameters.items() if name != "type"}
+    return ToolSchema(schema.name, schema.description, parameters)
 
 
 def _with(schema: ToolSchema, properties: Mapping[str, dict[str, Any]]) -> ToolSchema:

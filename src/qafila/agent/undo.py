@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from qafila.agent.edits import Edit, alone, apply
 from qafila.agent.events import Event, Intended, Observed, Undone
 from qafila.agent.journal import Journal
 from qafila.agent.observation import observation
 from qafila.agent.state import State
+from qafila.agent.subrun import part_id
 from qafila.errors import AgentError
+
+#: Runs and their calls, from the whole to the part.
+_Path: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,8 @@ class Forgotten:
 
 
 def undo(journal: Journal, run: str, *, everything: bool = False) -> list[Edit | Forgotten]:
-    """Take back the edits of the last call of a run that made some, or of all of them, newest first.
+    """Take back what the last call that changed something did, of a run or its parts, or all of them, newest first.
+
 
     Gives what was taken back: edits reversed, and entries of the memory. The model is told when the run goes on.
 
@@ -36,31 +43,60 @@ def undo(journal: Journal, run: str, *, everything: bool = False) -> list[Edit |
         SandboxError: a file was changed since: it is left as it is, and what was not taken back yet stays.
     """
     with journal.hold(run):
-        state = State.of(journal.events(run))
-        calls = [call for call in reversed(state.done) if _is_there(journal, state.done[call])]
+        calls = list(reversed(_changes(journal, run)))
         if not calls:
             raise AgentError(f"run {run} has changed nothing that is still there to be undone")
         taken: list[Edit | Forgotten] = []
-        for call in calls if everything else calls[:1]:
-            done = state.done[call]
-            edits = [edit.reversed() for edit in reversed(done.edits)]
-            workspace = Path(state.began.workspace)
-            if edits:
-                with alone(workspace):
-                    apply(workspace, edits)
-            entry = None if edits else journal.memory.take_back(done.key)
-            if entry is not None:
-                taken.append(Forgotten(f"memory/{entry.id}", entry.text))
-            events: list[Event] = [*_interrupted(state, call), Undone(call=call)]
-            for event in events:
-                journal.add(run, state.events, event)
-                state.add(event)
-            taken += edits
+        for path in calls if everything else calls[:1]:
+            taken += _take_back(journal, path)
         return taken
+
+
+def _changes(journal: Journal, run: str) -> list[_Path]:
+    """The calls that changed something, oldest first: each by its run and call, after those that it is a part of."""
+    recorded = journal.events(run)
+    done, parts = State.of(recorded).done, journal.parts(run)
+    found: list[_Path] = []
+    for event in (one.event for one in recorded):
+        if isinstance(event, Intended):
+            here = ((run, event.call),)
+            if event.call in done and _is_there(journal, done[event.call]):
+                found.append(here)
+            if (part := part_id(run, event.call)) in parts:
+                found += [(*here, *path) for path in _changes(journal, part)]
+    return found
 
 
 def _is_there(journal: Journal, done: Intended) -> bool:
     return bool(done.edits) or journal.memory.holds(done.key)
+
+
+def _take_back(journal: Journal, path: _Path) -> list[Edit | Forgotten]:
+    """Undo what the last call of a path did, and tell of it in every run there."""
+    *above, (run, call) = path
+    taken: list[Edit | Forgotten] = []
+    with contextlib.ExitStack() as held:
+        for part, _ in path[1:]:
+            held.enter_context(journal.hold(part))
+        state = State.of(journal.events(run))
+        done = state.done[call]
+        edits = [edit.reversed() for edit in reversed(done.edits)]
+        if edits:
+            workspace = Path(state.began.workspace)
+            with alone(workspace):
+                apply(workspace, edits)
+        elif (entry := journal.memory.take_back(done.key)) is not None:
+            taken.append(Forgotten(f"memory/{entry.id}", entry.text))
+        _write(journal, run, [*_interrupted(state, call), Undone(call=call)])
+        for whole, delegated in reversed(above):
+            _write(journal, whole, [Undone(call=delegated)])
+    return [*taken, *edits]
+
+
+def _write(journal: Journal, run: str, events: Sequence[Event]) -> None:
+    number = len(journal.events(run))
+    for place, event in enumerate(events, number):
+        journal.add(run, place, event)
 
 
 def _interrupted(state: State, call: str) -> Iterator[Observed]:

@@ -57,11 +57,13 @@ class ChatRequest:
         messages: in order.
         tools: what the model may call. Calls are generated under a grammar made of their schemas.
         tool_mode: ``auto``, ``none`` (no call), ``required`` (nothing but calls).
-        tool_names: the only tools that may be called; None for all of them, an empty set for words alone, with the
-            tools still in the prompt.
+        tool_names: the only tools that may be called, of both kinds; None for all of them, an empty set for words
+            alone, with the tools still in the prompt.
         narrowed: schemas of tools by name that calls must match instead of the ones that the model is told, such as
             values that exist now. Where there is no grammar they change nothing.
         parallel_tool_calls: whether one answer may hold several calls.
+        untold: more tools that it may call, which stand in the messages and not among the tools of the prompt, so that
+            a prompt only ever grows. A server elsewhere knows no such thing: there they are tools like all others.
         generation: how to generate.
     """
 
@@ -71,6 +73,7 @@ class ChatRequest:
     tool_names: frozenset[str] | None = None
     narrowed: Mapping[str, ToolSchema] = field(default_factory=dict)
     parallel_tool_calls: bool = True
+    untold: tuple[ToolSchema, ...] = ()
     generation: Generation = field(default_factory=Generation)
 
 

@@ -180,20 +180,21 @@ class LocalClient:
     def _submit_chat(self, request: ChatRequest) -> _Submitted:
         chat = self._llama.format
         tools = request.tools if request.tool_mode != "none" else ()
-        if request.tool_mode == "required" and not tools:
+        every = (*tools, *request.untold) if request.tool_mode != "none" else ()
+        if request.tool_mode == "required" and not every:
             raise ChatError("tool_choice: a call is required, and there are no tools")
-        names = _names(request, tools)
+        names = _names(request, every)
         rendered = chat.render(request.messages, tools=tools)
         generation, style = request.generation, chat.call_style
         grammar = generation.answer
         calls: Callable[[], CallStream | None] = _no_calls
-        if tools and style is None:
+        if every and style is None:
             raise ChatError(f"tools: format {chat.name} has no tool calls; leave tools out or choose another model")
         if tools and style is not None and names is not None and not names and grammar is None:
             grammar = GrammarSpec("lark", words_grammar())
         elif tools and style is not None and (names is None or names):
             text = call_grammar(
-                [request.narrowed.get(tool.name, tool) for tool in tools],
+                [request.narrowed.get(tool.name, tool) for tool in every],
                 style,
                 choice="required" if request.tool_mode == "required" else "auto",
                 names=names,

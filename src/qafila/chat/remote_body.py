@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from qafila.chat.client import ChatRequest, Generation, PromptRequest
 from qafila.chat.dialects import Dialect
 from qafila.engine.request import GrammarSpec
 from qafila.errors import ChatError, UsageError
-from qafila.text.messages import Message
+from qafila.text.messages import Message, ToolSchema
 
 _SHARED = ("seed", "temperature", "top_p", "presence_penalty", "frequency_penalty")
 _EXTRA = ("top_k", "min_p", "repetition_penalty")
@@ -121,22 +122,27 @@ def _merge(body: dict[str, Any], more: dict[str, Any]) -> None:
 
 
 def _tools(request: ChatRequest) -> dict[str, Any]:
-    if request.tool_mode == "required" and not request.tools:
+    tools = (*request.tools, *request.untold)
+    if request.tool_mode == "required" and not tools:
         raise ChatError("tool_choice: a call is required, and there are no tools")
-    if not request.tools or request.tool_mode == "none":
+    if not tools or request.tool_mode == "none":
         return {}
-    tools = request.tools
     if request.tool_names is not None:
         unknown = sorted(request.tool_names - {tool.name for tool in tools})
         if unknown:
             raise ChatError(f"tool_choice: there is no tool {unknown[0]!r:.80} among tools")
         if not request.tool_names:
-            return {"tools": [tool.to_dict() for tool in tools], "tool_choice": "none"}
+            return {"tools": [_told(tool) for tool in tools], "tool_choice": "none"}
         # OpenAI's ``allowed_tools`` is known to few servers; what may not be called is not told of instead.
         tools = tuple(tool for tool in tools if tool.name in request.tool_names)
-    body: dict[str, Any] = {"tools": [tool.to_dict() for tool in tools], "tool_choice": request.tool_mode}
+    body: dict[str, Any] = {"tools": [_told(tool) for tool in tools], "tool_choice": request.tool_mode}
     if request.tool_mode == "required" and len(tools) == 1 and request.tool_names is not None:
         body["tool_choice"] = {"type": "function", "function": {"name": tools[0].name}}
     if not request.parallel_tool_calls:
         body["parallel_tool_calls"] = False
     return body
+
+
+def _told(tool: ToolSchema) -> dict[str, Any]:
+    """A tool in OpenAI's shape; some servers want it said that arguments are an object."""
+    return replace(tool, parameters={"type": "object", **tool.parameters}).to_dict()

@@ -82,7 +82,8 @@ def tool_odds(llama: Llama, request: ChatRequest) -> ToolOdds:
     style = chat.call_style
     if style is None:
         raise ChatError(f"tools: format {chat.name} has no tool calls; choose another model")
-    allowed = [tool for tool in request.tools if request.tool_names is None or tool.name in request.tool_names]
+    listed = (*request.tools, *request.untold)
+    allowed = [tool for tool in listed if request.tool_names is None or tool.name in request.tool_names]
     names = [tool.name for tool in allowed]
     if not names:
         raise ChatError("tools: there are none to choose from")

@@ -92,7 +92,12 @@ def _begin(
         Path, typer.Option("-w", "--workspace", metavar="FOLDER", help="The files it works on (default: this folder).")
     ] = Path(),
     tools: Annotated[
-        str | None, typer.Option("--tools", metavar="NAMES", help="Only these, with commas (`none` for none).")
+        str | None,
+        typer.Option(
+            "--tools",
+            metavar="NAMES",
+            help="Only these, with commas (`none` for none; `find_tools` among them finds the others).",
+        ),
     ] = None,
     yes: _Yes = False,
     policy: _Policy = None,
@@ -100,6 +105,14 @@ def _begin(
     steps: Annotated[int, typer.Option(min=1, help="Most answers of the model.")] = 12,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens computed.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="Most seconds.")] = None,
+    cost: Annotated[float | None, typer.Option(help="Most that tokens may cost, by the prices below.")] = None,
+    price_read: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="Of a million tokens read, in any currency.")
+    ] = None,
+    price_cached: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="Of a million that were read before (default: as those read).")
+    ] = None,
+    price_generated: Annotated[float | None, typer.Option(metavar="PRICE", help="Of a million tokens written.")] = None,
     instructions: opt.System = None,
     temperature: Annotated[float, typer.Option("-t", "--temperature", min=0.0, help="0: always the likeliest.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same steps.")] = 0,
@@ -132,8 +145,10 @@ def _begin(
     where = workspace(folder)
     text = stdin.whole() if goal == "-" else goal
     check_goal(text)
+    paid = prices(cost, read=price_read, cached=price_cached, generated=price_generated)
     settings = Settings(
-        budget=Budget(steps=steps, tokens=tokens, seconds=seconds),
+        budget=Budget(steps=steps, tokens=tokens, seconds=seconds, cost=cost),
+        prices=paid,
         seed=seed,
         temperature=temperature,
         answer_tokens=max_tokens,
@@ -192,20 +207,20 @@ def _approve(
 ) -> None:
     """Allow what a waiting run asked for (or not, with --deny), and let it go on."""
     from qafila.agent.events import Decided
-    from qafila.agent.state import State
+    from qafila.agent.subrun import waiting
 
     journal = open_journal(database)
     found = journal.find(run)
-    asked = [p.asked.intent for p in State.of(journal.events(found)).pending if p.asked and not p.decided]
-    if not asked:
+    asked = waiting(journal, found)
+    if asked is None:
         raise AgentError(f"run {found} waits for nobody's word")
-    print(preview(asked[0]), file=sys.stderr)
-    decided = Decided(call=asked[0].call, allowed=not deny, by="terminal", reason=reason)
+    print(preview(asked.intent), file=sys.stderr)
+    decided = Decided(call=asked.intent.call, allowed=not deny, by="terminal", reason=reason)
     agent = _same_agent(
         journal, found, load_policy(yes, policy), as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, found, as_json, decisions={decided.call: decided})
+    _work(agent, found, as_json, decisions={asked.answer_to(found): decided})
 
 
 @command.command("stop")
@@ -276,6 +291,7 @@ def _agent(
     journal: Journal,
     where: Path,
     names: list[str] | None,
+    more: list[str] | None,
     policy: Policy,
     settings: Settings,
     as_json: bool,
@@ -317,7 +333,7 @@ def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, confi
     from qafila.agent.state import State
 
     began = State.of(journal.events(run)).began
-    names = list(began.effects)
+    names, more = ([one["function"]["name"] for one in listed] for listed in (began.tools, began.more))
     where = workspace(Path(began.workspace))
     return _agent(journal, where, names, policy, Settings(), as_json, None, None, config, model=began.model, **model)
 

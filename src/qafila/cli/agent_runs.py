@@ -49,7 +49,8 @@ def runs(
     for one in found:
         goal = " ".join(terminal.printable(one.goal).split())
         when = run_row(one)["created"][:16].replace("T", " ")
-        typer.echo(f"{one.id}  {when}  {one.status:<12} {goal[:80]}")
+        part = f"(part of {one.parent}) " if one.parent and one.forked_at is None else ""
+        typer.echo(f"{one.id}  {when}  {one.status:<12} {part}{goal[:80]}")
 
 
 def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
@@ -57,6 +58,7 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     from qafila.agent.show import as_json as in_json
     from qafila.agent.show import summary, transcript
     from qafila.agent.state import State
+    from qafila.agent.subrun import waiting
 
     journal = open_journal(database)
     found = journal.find(run)
@@ -67,9 +69,12 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     state = State.of(recorded)
     for line in transcript(recorded):
         typer.echo(terminal.printable(line))
-    for pending in state.pending:
-        if pending.asked is not None and pending.decided is None:
-            typer.echo(f"\nwaits for a word on:\n{preview(pending.asked.intent)}")
+    for part in journal.parts(found):
+        typer.echo(f"has a part: run {part}")
+    asked = waiting(journal, found)
+    if asked is not None:
+        where = "" if asked.run == found else f" (in its part {asked.run})"
+        typer.echo(f"\nwaits for a word on{where}:\n{preview(asked.intent)}")
     typer.echo(summary(found, state))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,6 +159,32 @@ def workspace(folder: Path) -> Path:
     if not folder.is_dir():
         raise UsageError(f"--workspace {folder}: is no folder")
     return folder.resolve()
+
+
+def prices(cost: float | None, *, read: float | None, cached: float | None, generated: float | None) -> Prices:
+    """What tokens cost; ``cost``: the limit on it, if there is one.
+
+    Raises:
+        UsageError: a number that is none, a limit without prices, or prices of some tokens only.
+    """
+    from qafila.agent.events import Prices
+
+    numbers = {"cost": cost, "price-read": read, "price-cached": cached, "price-generated": generated}
+    for name, value in numbers.items():
+        if value is not None and (not math.isfinite(value) or value < 0):
+            raise UsageError(f"--{name} {value:g}: give a number that is not below zero")
+    if cost == 0:
+        raise UsageError("--cost 0: nothing can be done for nothing; give a number above zero")
+    if read is None and cached is None and generated is None:
+        if cost is not None:
+            raise UsageError("--cost: needs what tokens cost: --price-read and --price-generated, of a million each")
+        return Prices()
+    if read is None or generated is None:
+        missing = "--price-read" if read is None else "--price-generated"
+        raise UsageError(f"{missing} is missing: tokens read and written both have a price (0 where they cost nothing)")
+    if cost is not None and not (read or cached or generated):
+        raise UsageError("--cost: can never be reached where all prices are 0; leave it out")
+    return Prices(read=read, cached=read if cached is None else cached, generated=generated)
 
 
 def preview(intent: Intended) -> str:

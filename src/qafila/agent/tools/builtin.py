@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qafila.agent.config import Config
+from qafila.agent.finding import on_demand
 from qafila.agent.memory.store import Memory
-from qafila.agent.tool import Tool, Toolbox
+from qafila.agent.tool import FIND, Tool, Toolbox
 from qafila.agent.tools import (
     analyse,
     calculate,
     calendar,
     commands,
+    delegate,
     documents,
     files,
     notes,
@@ -22,8 +24,13 @@ from qafila.agent.tools import (
     units,
     web,
 )
-from qafila.chat.client import ChatClient
 from qafila.errors import UsageError
+
+#: The tools that the prompt tells of where none are named; with `find_tools`, which finds the others, they are ten.
+TOLD = (
+    *("list_files", "read_file", "search_files", "write_file", "edit_file", "delete_file"),
+    *("calculate", "run_command", "run_python"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +38,25 @@ class Resources:
     """What tools work with besides a run's surroundings.
 
     Attributes:
-        config: the user's settings. client: a model, for tools that ask one. memory: what is remembered, and whose.
+        config: the user's settings. memory: what is remembered. owner: by whom.
         others: tools beside the built-in ones, of MCP servers.
     """
 
     config: Config = field(default_factory=Config)
-    client: ChatClient | None = None
     memory: Memory | None = None
     owner: str = ""
     others: tuple[Tool, ...] = ()
 
 
-def builtin(names: Sequence[str] | None = None, resources: Resources | None = None) -> Toolbox:
-    """The built-in tools: all that these resources allow, or those of these names in this order.
+def builtin(
+    names: Sequence[str] | None = None, resources: Resources | None = None, more: Sequence[str] | None = None
+) -> Toolbox:
+    """The built-in tools that these resources allow.
+
+    Args:
+        names: those that the prompt tells of, in this order; ten by default. resources: what they work with.
+        more: those that are found on demand; by default none but where `find_tools` is among the names, or no names
+            are given: then all others.
 
     Raises:
         UsageError: a name that none has.
@@ -52,26 +65,27 @@ def builtin(names: Sequence[str] | None = None, resources: Resources | None = No
     every = _every(given)
     allow = given.config.web.allow
     lacking = {"query_data": analyse.lacking(), "plot": analyse.lacking(), "fetch": web.lacking(allow)}
-    if names is None:
-        return Toolbox(every)
     by_name = {one.name: one for one in every}
-    unknown = [name for name in names if name not in by_name]
+    wanted = (*TOLD, FIND) if names is None else names
+    told = [name for name in dict.fromkeys(wanted) if name != FIND]
+    if more is None:
+        more = [name for name in by_name if name not in told] if FIND in wanted else []
+    unknown = [name for name in (*told, *more) if name not in by_name]
     if unknown:
         if why := lacking.get(unknown[0]):
             raise UsageError(f"tool {unknown[0]}: {why}")
-        raise UsageError(f"there is no tool {unknown[0]!r:.40}; there are {', '.join(by_name)}")
-    return Toolbox(tuple(by_name[name] for name in dict.fromkeys(names)))
+        raise UsageError(f"there is no tool {unknown[0]!r:.40}; there are {', '.join((*by_name, FIND))}")
+    return on_demand([by_name[name] for name in told], [by_name[name] for name in more])
 
 
 def _every(given: Resources) -> tuple[Tool, ...]:
     """All tools that there are with these resources."""
-    config, client = given.config, given.client
+    config = given.config
     every = (*files.tools(), *calculate.tools(), *commands.tools(), *units.tools(), *web.tools(config.web.allow))
-    every += (*notes.tools(), *tasks.tools(config), *calendar.tools(config), *documents.tools(client))
+    every += (*notes.tools(), *tasks.tools(config), *calendar.tools(config))
+    every += (*documents.tools(), *translate.tools(), *delegate.tools())
     if not analyse.lacking():
         every += analyse.tools()
-    if client is not None:
-        every += translate.tools(client)
     if given.memory is not None:
         every += remember.tools(given.memory, given.owner)
     return (*every, *given.others)

@@ -40,7 +40,7 @@ _GROUPED: Final = re.compile(r"(?<=\d)[,٬](?=\d{3}(?!\d))")
 
 
 def calculate(expression: str) -> str:
-    """Compute a number from an expression like (3+4)*2."""
+    """Compute an expression like (3+4)*2."""
     text = _GROUPED.sub("", expression.translate(_SIGNS)).replace("^", "**").replace("%", "/100")
     if len(text) > _MOST_CHARACTERS:
         raise ToolError(f"expression: more than {_MOST_CHARACTERS} characters")

@@ -100,7 +100,7 @@ def search_files(place: Surroundings, text: str) -> str:
 
 
 def write_file(place: Surroundings, path: str, text: str) -> Draft:
-    """Write a text file, in place of what is there."""
+    """Write a text file, new or replaced."""
     clean = inside(path)
     if not clean:
         raise ToolError("path: give the name of a file")
@@ -109,7 +109,7 @@ def write_file(place: Surroundings, path: str, text: str) -> Draft:
 
 
 def edit_file(place: Surroundings, path: str, old: str, new: str) -> Draft:
-    """Replace a text in a file; it must be there exactly once."""
+    """Replace a text that a file holds once."""
     clean, content = _content(place, path)
     try:
         text = content.decode()
