@@ -2,9 +2,9 @@
 
     python benchmarks/agent_kills.py [--runs 200] [--seed 0] [--json]
 
-A run writes files, adds lines to one, and sends messages that no one can take back. Its process is killed (SIGKILL) at
-random moments and started again until the run is done; then everything that it should have done is compared with what
-is there, and taken back.
+A run writes files, adds lines to one, and sends messages that no one can take back, and has a sub-run that does the
+same. Its process is killed (SIGKILL) at random moments and started again until the run is done; then everything that it
+should have done is compared with what is there, and taken back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,12 +30,15 @@ from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent, Settings
 from qafila.agent.policy import Policy, with_writes
 from qafila.agent.state import State
+from qafila.agent.subrun import key_of
 from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox, tool
-from qafila.agent.tools import files
+from qafila.agent.tools import delegate, files
 from qafila.agent.undo import undo
+from qafila.chat.client import ChatRequest
+from qafila.chat.client import Event as ChatEvent
 
-#: Steps of a run; each writes a file, adds a line to another, and sends a message.
-STEPS = 5
+#: Steps that each write a file, add a line to another, and send a message: of a run, and then of its sub-run.
+STEPS, PART_STEPS = 4, 2
 ANSWER = "all done"
 
 
@@ -84,25 +88,38 @@ class Scene:
             os.close(descriptor)
             return "sent"
 
-        return (*files.tools(), tool(add_line, effect="write"), tool(send, effect="egress"))
+        return (*files.tools(), *delegate.tools(), tool(add_line, effect="write"), tool(send, effect="egress"))
 
     def agent(self, journal: Journal) -> Agent:
         """An agent that follows the script."""
         sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "doubles"))
-        from scripted_agent import ScriptedAgent
+        from scripted_agent import Answer, ScriptedAgent
 
-        script = [
+        every: list[list[tuple[str, dict[str, str]]]] = [
             [
                 ("write_file", {"path": f"deep/{i}/a.txt", "text": f"text {i}"}),
                 ("add_line", {"path": "lines.txt", "line": f"line {i}"}),
                 ("send", {"text": f"message {i}"}),
                 ("list_files", {}),
             ]
-            for i in range(STEPS)
+            for i in range(STEPS + PART_STEPS)
         ]
+        scripts: dict[str, list[Answer]] = {
+            "do it": [*every[:STEPS], [("delegate", {"goal": "do the rest"})], ANSWER],
+            "do the rest": [*every[STEPS:], "the rest is done"],
+        }
+
+        class Team(ScriptedAgent):
+            """Answers each goal by a script of its own."""
+
+            async def chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+                self.answers = scripts[request.messages[1].text]
+                async for event in super().chat(request):
+                    yield event
+
         settings = Settings(budget=Budget(steps=None))
         policy = with_writes(Policy(effects={"pure": "allow", "read": "allow", "egress": "allow"}))
-        client = ScriptedAgent([*script, ANSWER], delay=0.002)
+        client = Team([], delay=0.002)
         return Agent(client, Toolbox(self.tools()), journal, workspace=self.workspace, policy=policy, settings=settings)
 
     def begin(self) -> str:
@@ -135,39 +152,48 @@ class Scene:
     def check(self, run: str, counts: Counts) -> None:
         """Compare what the run says with what is there."""
         journal = Journal(self.url)
-        recorded = journal.events(run)
-        events = [one.event for one in recorded]
+        parts = journal.parts(run)
+        whole = [journal.events(one) for one in (run, *parts)]
+        events = [event for recorded in whole for event in (one.event for one in recorded)]
         counts.runs += 1
         counts.events += len(events)
-        broken = []
-        ended = [event for event in events if isinstance(event, Ended)]
+        broken = [] if len(parts) == 1 else [f"parts {parts}"]
         # Killed after its end was written down, it is resumed and ends once more.
-        if {(event.reason, event.answer) for event in ended} != {("done", ANSWER)}:
-            broken.append(f"ended {ended}")
-        if [one.number for one in recorded] != list(range(len(recorded))):
-            broken.append("numbers of events")
-        intended = Counter(event.call for event in events if isinstance(event, Intended))
-        observed = Counter(event.call for event in events if isinstance(event, Observed))
-        calls = {f"{step}.{i}" for step in range(STEPS) for i in range(4)}
-        if set(observed) != calls or set(observed.values()) != {1} or set(intended.values()) != {1}:
+        for recorded, answer in zip(whole, (ANSWER, "the rest is done"), strict=False):
+            ended = [one.event for one in recorded if isinstance(one.event, Ended)]
+            if {(event.reason, event.answer) for event in ended} != {("done", answer)}:
+                broken.append(f"ended {ended}")
+            if [one.number for one in recorded] != list(range(len(recorded))):
+                broken.append("numbers of events")
+            if State.of(recorded).pending:
+                broken.append("calls under way")
+        intended = Counter(event.key for event in events if isinstance(event, Intended))
+        observed = Counter(event.name for event in events if isinstance(event, Observed))
+        calls = dict.fromkeys(("write_file", "add_line", "send", "list_files"), STEPS + PART_STEPS) | {"delegate": 1}
+        if observed != calls or set(intended.values()) != {1} or len(intended) != 3 * (STEPS + PART_STEPS) + 1:
             broken.append(f"calls {intended} {observed}")
-        results = {event.call: event.observation.status for event in events if isinstance(event, Observed)}
-        keys = {event.key: event.call for event in events if isinstance(event, Intended) and event.name == "send"}
+        results = {
+            key_of(one, event.call): event.observation.status
+            for one, recorded in zip((run, *parts), whole, strict=True)
+            for event in (one.event for one in recorded)
+            if isinstance(event, Observed)
+        }
+        keys = {event.key for event in events if isinstance(event, Intended) and event.name == "send"}
         sent = Counter(self.sent.read_text().split())
         counts.twice += sum(times > 1 for times in sent.values())
-        counts.lost += sum(results[call] == "ok" and key not in sent for key, call in keys.items())
-        unknown = {key for key, call in keys.items() if results[call] == "unknown"}
+        counts.lost += sum(results[key] == "ok" and key not in sent for key in keys)
+        unknown = {key for key in keys if results[key] == "unknown"}
         counts.unknown += len(unknown)
         counts.of_them_sent += len(unknown & set(sent))
-        if not set(sent) <= set(keys):
+        if not set(sent) <= keys:
             broken.append("sent, and not intended")
-        if others := {call: status for call, status in results.items() if status != "ok" and call not in keys.values()}:
+        if others := {key: status for key, status in results.items() if status != "ok" and key not in keys}:
             broken.append(f"results {others}")
         lines = (self.workspace / "lines.txt").read_text().splitlines()
         counts.twice += len(lines) - len(set(lines))
-        counts.lost += sum(f"line {i}" not in lines for i in range(STEPS))
-        wanted = {"lines.txt": "".join(f"line {i}\n" for i in range(STEPS))}
-        wanted |= {f"deep/{i}/a.txt": f"text {i}\n" for i in range(STEPS)}
+        counts.lost += sum(f"line {i}" not in lines for i in range(STEPS + PART_STEPS))
+        wanted = {"lines.txt": "".join(f"line {i}\n" for i in range(STEPS + PART_STEPS))}
+        wanted |= {f"deep/{i}/a.txt": f"text {i}\n" for i in range(STEPS + PART_STEPS)}
         there = {
             str(path.relative_to(self.workspace)): path.read_text()
             for path in self.workspace.rglob("*")
@@ -176,8 +202,6 @@ class Scene:
         counts.lost += len(set(wanted) - set(there))
         if there != wanted:
             broken.append(f"files {sorted(there)}")
-        if State.of(recorded).pending:
-            broken.append("calls under way")
         undo(journal, run, everything=True)
         if left := list(self.workspace.iterdir()):
             broken.append(f"after undo: {left}")

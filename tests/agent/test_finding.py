@@ -71,7 +71,8 @@ def agent_of(place: Place, client: ScriptedAgent, toolbox: Toolbox = BOX, **opti
     [
         ("convert units", "convert_units"), ("unit conversions", "convert_units"), ("TRANSLATION", "translate"),
         ("translating a letter", "translate"), ("calendar", "add_event"), ("what are my tasks?", "list_tasks"),
-        ("plotting pictures", "plot"), ("list_tasks", "list_tasks"), ("حوّل الوحدات", "convert_units"),
+        ("plotter of pictures", "plot"), ("a unit converter", "convert_units"),
+        ("list_tasks", "list_tasks"), ("حوّل الوحدات", "convert_units"),
         ("ترجمة النصّ", "translate"), ("أضف موعدًا إلى التقويم", "add_event"), ("المهام", "list_tasks"),
         ("ارسم مخططًا للبيانات", "plot"), ("كم كيلومترًا في ٣ أميال", "convert_units"), ("وبالتقويم", "add_event"),
         ("3 km to m", "convert_units"),
@@ -91,6 +92,7 @@ def test_few_are_found_and_in_an_order_that_stays() -> None:
     assert ranked("send message", many) == [f"send_{i}" for i in range(MOST_FOUND)]
     assert ranked("message send, please", many) == ranked("send message", many)
     assert ranked("anything", []) == []
+    assert ranked("use it", [ToolSchema("use")]) == []
 
 
 def test_signatures_are_short_and_say_what_can_be_given() -> None:
@@ -191,17 +193,18 @@ def test_what_finds_is_barred_just_after_it_has_and_once_all_are_found(
 ) -> None:
     client = ScriptedAgent([[(FIND, {"words": "zebra"})], [LOOK], [UNITS], "ok"])
     agent = agent_of(place, client, on_demand(FILES, more))
-    events = place.work(agent, agent.begin("go"))
+    events = place.work(agent, agent.begin("convert units, then list my tasks"))
     options = [event.options.barred for event in events if isinstance(event, Answered)]
     assert [FIND in names for names in options] == barred
 
 
 def test_whoever_is_told_something_new_may_find_again(place: Place) -> None:
-    agent = agent_of(place, ScriptedAgent([[LOOK], "ok", "ok"]))
-    run = agent.begin("go")
+    agent = agent_of(place, ScriptedAgent([[LOOK], "ok", "ok", "ok"]))
+    run = agent.begin("convert units")
     place.work(agent, run)
-    events = place.work(agent, run, say="and now something else")
-    assert [FIND in event.options.barred for event in events if isinstance(event, Answered)] == [False]
+    for said, barred in (("thank you", True), ("والآن ترجم هذا", False)):
+        events = place.work(agent, run, say=said)
+        assert [FIND in event.options.barred for event in events if isinstance(event, Answered)] == [barred]
 
 
 # Odds of tools that were found.
@@ -221,7 +224,7 @@ def test_habits_of_found_tools_are_those_of_tools_that_were_told(place: Place) -
 
     client = ScriptedAgent([[LOOK], [UNITS], "ok"], abilities=Abilities(), odds=odds)
     agent = agent_of(place, client, choosing="likelihood")
-    events = place.work(agent, agent.begin("go"))
+    events = place.work(agent, agent.begin("How many metres are 3 km?"))
     assert [one.name for one in events if isinstance(one, Observed)][:2] == [FIND, "convert_units"]
     begins = [one for one in asked if len(one.messages) == 2 and one.messages[1].text == NEUTRAL_GOAL]
     assert [one.untold for one in begins] == [()] * len(begins)

@@ -78,7 +78,9 @@ def test_a_helper_works_by_itself_and_its_answer_is_the_result(place: Place) -> 
 
 
 def test_what_a_helper_takes_counts_as_its_runs_own(place: Place) -> None:
-    settings = Settings(budget=Budget(steps=12, tokens=1000, cost=1.0), prices=Prices(read=10, generated=20))
+    settings = Settings(
+        budget=Budget(steps=12, tokens=1000, seconds=50, cost=1.0), prices=Prices(read=10, generated=20)
+    )
     run, _ = place.begin(team([[SUM], "two"]), TOOLS, settings=settings)
     state, part = place.state(run), place.state(part_of(place, run))
     assert (state.steps, state.delegated, state.spent.read, state.spent.generated) == (2, 2, 40, 8)
@@ -86,6 +88,7 @@ def test_what_a_helper_takes_counts_as_its_runs_own(place: Place) -> None:
     # Of twelve steps one was taken and one is kept; half of the ten that are left.
     assert part.began.budget.steps == 5
     assert part.began.budget.tokens == 1000 - 8
+    assert 40 < (part.began.budget.seconds or 0) < 50
     assert part.began.budget.cost == pytest.approx(1.0 - 0.0001)
     assert part.began.prices == settings.prices
 

@@ -21,6 +21,8 @@ from qafila.text.messages import ToolSchema
 MOST_FOUND, MOST_CHARACTERS = 4, 400
 #: Of what is found, all have at least this share of the best one's score.
 _NEAR = 0.4
+# Characters of a description that are read.
+_MOST_READ = 2000
 # BM25 (Robertson and Zaragoza 2009, section 3.4) with its usual constants; names weigh as much as so many mentions.
 _K1, _B, _NAME_WEIGHT = 1.2, 0.75, 3
 
@@ -56,7 +58,7 @@ def ranked(words: str, tools: Sequence[ToolSchema], most: int = MOST_FOUND) -> l
     """Names of the tools that some words are about, best first: by BM25 over names, descriptions and parameters."""
     wanted = set(words_of(words))
     texts = [Counter(_words(one)) for one in tools]
-    mean = sum(map(Counter.total, texts)) / len(texts) if texts else 0.0
+    mean = max(1.0, sum(map(Counter.total, texts)) / max(1, len(texts)))
     scores: list[tuple[float, int]] = []
     for place, text in enumerate(texts):
         length = _K1 * (1 - _B + _B * text.total() / mean)
@@ -74,7 +76,8 @@ def ranked(words: str, tools: Sequence[ToolSchema], most: int = MOST_FOUND) -> l
 def _words(schema: ToolSchema) -> list[str]:
     parameters = schema.parameters.get("properties", {})
     described = [str(inner.get("description", "")) for inner in parameters.values() if isinstance(inner, Mapping)]
-    return words_of(" ".join([*[schema.name] * _NAME_WEIGHT, schema.description, *parameters, *described]))
+    text = " ".join([*[schema.name] * _NAME_WEIGHT, schema.description[:_MOST_READ], *parameters, *described])
+    return words_of(text[: 2 * _MOST_READ])
 
 
 def signature(schema: ToolSchema) -> str:

@@ -19,6 +19,10 @@ _LETTERS = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ى": "ي", "ة": 
 # table 1), and لل as it is written for ل and the article.
 _ARTICLES = ("وال", "بال", "كال", "فال", "لل", "ال")
 _ENDINGS = ("ها", "ان", "ات", "ون", "ين", "يه", "ه", "ي")
+_SUFFIXES = (
+    *(("ies", "y"), ("ations", "ate"), ("ation", "ate"), ("ators", "ate"), ("ator", "ate")),
+    *(("ions", ""), ("ion", ""), ("ing", ""), ("ers", ""), ("er", "")),
+)
 # Words that say nothing of what a tool is for.
 _EMPTY: Final = re.compile(
     "a|an|and|are|as|at|be|by|can|do|does|for|from|how|i|in|into|is|it|me|my|of|on|or|some|that|the|these|this|to|tool|"
@@ -84,7 +88,7 @@ def _arabic(word: str) -> str:
 
 def _english(word: str) -> str:
     """Without the endings of plurals, verbs and what is made of them, as far as a few rules go."""
-    for ending, instead in (("ies", "y"), ("ations", "ate"), ("ation", "ate"), ("ions", ""), ("ion", ""), ("ing", "")):
+    for ending, instead in _SUFFIXES:
         if word.endswith(ending) and len(word) >= len(ending) + 3:
             word = word.removesuffix(ending) + instead
             break

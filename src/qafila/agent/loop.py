@@ -35,7 +35,7 @@ from qafila.agent.events import (
     Steered,
     Thresholds,
 )
-from qafila.agent.finding import without
+from qafila.agent.finding import ranked, without
 from qafila.agent.journal import Journal, Recorded
 from qafila.agent.memory.store import Memory
 from qafila.agent.memory.told import Told, keep_episode, told
@@ -360,6 +360,13 @@ class _Worker:
             self._agent.client,
         )
 
+    def _may_find(self) -> bool:
+        """Whether a tool that was not found yet is about what was said; what was just found is to be used first."""
+        state = self.state
+        said = " ".join(message.text for message in state.messages if message.role == "user")
+        left = [schema for schema in self._toolbox.untold if schema.name not in state.found]
+        return not state.just_found and bool(ranked(said, left))
+
     def _callable(self) -> Mapping[str, Tool]:
         return self._toolbox.callable(self.state.found)
 
@@ -408,7 +415,7 @@ class _Worker:
         """The model's next answer, or why there is none; None where it is wished that the run stops."""
         agent = self._agent
         tools, state = self._toolbox, self.state
-        options = tools.options(self._surroundings(""), state.made, state.found, just_found=state.just_found)
+        options = tools.options(self._surroundings(""), state.made, state.found, find=self._may_find())
         step = Step(tools.schemas, options, self._chooser, state.untold)
         tell = agent._tell if self._above is None else _nobody
         asking = asyncio.ensure_future(ask_model(agent.client, state, step, tell))

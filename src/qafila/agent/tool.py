@@ -274,16 +274,16 @@ class Toolbox:
         made: Sequence[tuple[str, Mapping[str, Any]]],
         found: Collection[str] = (),
         *,
-        just_found: bool = False,
+        find: bool = True,
     ) -> Options:
         """What can be called now.
 
         Args:
             surroundings: of the run. made: calls since anything last changed, by name and arguments.
-            found: names of the tools that were found. just_found: by the last call: they are to be used first.
+            found: names of the tools that were found. find: whether to look for more makes sense now.
         """
         live: dict[str, dict[str, dict[str, Any]]] = {}
-        barred = [FIND] if self.more and (just_found or len(found) == len(self.more)) else []
+        barred = [FIND] if self.more and not find else []
         for one in self.callable(found).values():
             before = [arguments for name, arguments in made if name == one.name]
             now = one.live(surroundings, before) if one.live is not None else {}
