@@ -185,7 +185,13 @@ def _serve(
 
     if token_env is not None and http is None:
         raise UsageError("--token-env goes with --http")
-    service = Service(builtin(tool_names(tools)), workspace=workspace(folder), policy=load_policy(yes, policy))
+    service = Service(
+        builtin(tool_names(tools)),
+        workspace=workspace(folder),
+        policy=load_policy(yes, policy),
+        # Whoever started us on its pipes speaks for its user; over HTTP any program of this machine could.
+        asks=http is None,
+    )
     logging.getLogger("mcp").addHandler(logging.NullHandler())
     if http is None:
         # A thread of the library's waits for input, and nothing else ends it.
