@@ -103,6 +103,19 @@ def test_with_yes_files_are_changed_and_the_answer_shows_how(workspace: Path) ->
     assert (workspace / "قائمة.txt").read_text(encoding="utf-8") == "خبز\nتمر\n"
 
 
+def test_changes_of_one_file_at_once_follow_one_another(workspace: Path) -> None:
+    service = Service(Toolbox(TOOLS), workspace=workspace, policy=with_writes(Policy()))
+    (workspace / "a.txt").write_text("1 2 3 4\n")
+    edit = service.toolbox.by_name["edit_file"]
+
+    async def main() -> list[str]:
+        calls = ({"path": "a.txt", "old": f"{n}", "new": "٠"} for n in range(1, 5))
+        return [found.status for found in await asyncio.gather(*(service.call(edit, call) for call in calls))]
+
+    assert asyncio.run(main()) == ["ok"] * 4
+    assert (workspace / "a.txt").read_text(encoding="utf-8") == "٠ ٠ ٠ ٠\n"
+
+
 def test_a_policy_denies_and_what_cannot_be_undone_is_refused_even_with_yes(workspace: Path) -> None:
     sent: list[str] = []
 

@@ -7,6 +7,7 @@ user's own words, as nobody knows who wrote it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import secrets
 import socket
@@ -24,13 +25,14 @@ from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Proposed
 from qafila.agent.provenance import Trusted, untrusted
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
-from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox
+from qafila.agent.tool import Surroundings, Tool, Toolbox
 
 if TYPE_CHECKING:
     from mcp.server import Server, ServerRequestContext
     from mcp_types import (
         CallToolRequestParams,
         CallToolResult,
+        InputRequiredResult,
         ListToolsResult,
         PaginatedRequestParams,
         ToolAnnotations,
@@ -78,24 +80,19 @@ class Service:
             why = f"needs a person's word, and nobody can be asked here ({why}); a policy or --yes can allow it"
         if verdict == "deny" or (verdict == "ask" and ask is None):
             return observation(why, "refused")
-        key = secrets.token_hex(16)
-        place = Surroundings(self._workspace, self._sandbox, key)
-        intent = Intended(call=key, name=tool.name, arguments=given, effect=tool.effect, key=key)
-        if tool.drafts:
-            draft = await outcome(tool, arguments, place)
-            if isinstance(draft, Observation):
-                return draft
-            if not draft.edits:
-                return observation(draft.text)
-            intent = intent.model_copy(update={"edits": draft.edits, "told": draft.text})
-        if verdict == "ask" and ask is not None and not await ask(intent, why):
+        place = Surroundings(self._workspace, self._sandbox, secrets.token_hex(16))
+        alone = contextlib.nullcontext() if tool.effect in HARMLESS else self._acting
+        if ask is None or verdict == "allow":
+            async with alone:
+                intent = await _intent(tool, given, arguments, place)
+                return intent if isinstance(intent, Observation) else await _carried_out(tool, intent, arguments, place)
+        intent = await _intent(tool, given, arguments, place)
+        if isinstance(intent, Observation):
+            return intent
+        if not await ask(intent, why):
             return observation("the user said no", "refused")
-        if tool.effect in HARMLESS:
-            return _no_draft(tool, await outcome(tool, arguments, place))
-        async with self._acting:
-            if tool.drafts:
-                return await asyncio.to_thread(_edited, intent, place)
-            return _no_draft(tool, await outcome(tool, arguments, place))
+        async with alone:
+            return await _carried_out(tool, intent, arguments, place)
 
     def server(self, name: str = "qafila") -> Server[Any]:
         """The MCP server, to be run over some transport."""
@@ -146,15 +143,29 @@ def hints(tool: Tool) -> ToolAnnotations:
     )
 
 
-def _edited(intent: Intended, place: Surroundings) -> Observation:
-    """Do the edits of a call; the answer shows them."""
-    done = do_edits(intent, place)
-    if done.status != "ok":
-        return done
-    return observation("\n".join([done.text, *(edit.diff().rstrip("\n") for edit in intent.edits)]))
+async def _intent(
+    tool: Tool, given: dict[str, Any], arguments: dict[str, Any], place: Surroundings
+) -> Intended | Observation:
+    """What a call is about to do, worked out without doing any of it; or what came of it, if that is all."""
+    made = Intended(call=place.key, name=tool.name, arguments=given, effect=tool.effect, key=place.key)
+    if not tool.drafts:
+        return made
+    draft = await outcome(tool, arguments, place)
+    if isinstance(draft, Observation):
+        return draft
+    if not draft.edits:
+        return observation(draft.text)
+    return made.model_copy(update={"edits": draft.edits, "told": draft.text})
 
 
-def _no_draft(tool: Tool, found: Draft | Observation) -> Observation:
+async def _carried_out(tool: Tool, intent: Intended, arguments: dict[str, Any], place: Surroundings) -> Observation:
+    """Do what a call is to do; of edits the answer shows what they changed."""
+    if tool.drafts:
+        done = await asyncio.to_thread(do_edits, intent, place)
+        if done.status != "ok":
+            return done
+        return observation("\n".join([done.text, *(edit.diff().rstrip("\n") for edit in intent.edits)]))
+    found = await outcome(tool, arguments, place)
     if isinstance(found, Observation):
         return found
     return observation(f"{tool.name} has the effect {tool.effect} and may not change files", "error")
