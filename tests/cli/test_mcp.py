@@ -138,6 +138,14 @@ def test_what_a_user_can_cause_is_one_line(shell: Shell, args: list[str], said: 
     assert line.startswith(f"error: {said}")
 
 
+@pytest.mark.parametrize("args", [["mcp", "list"], ["mcp", "serve"], ["agent", "hi"]])
+def test_without_the_library_the_way_to_it_is_said(shell: Shell, args: list[str]) -> None:
+    shell.settings("ok")
+    shell.patch.setattr("importlib.util.find_spec", lambda name: None)
+    _, err = shell(*args, status=2)
+    assert err == "error: mcp: the library mcp is missing; `pip install 'qafila[agent]'` brings it\n"
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [

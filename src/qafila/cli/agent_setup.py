@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import math
 import sys
@@ -71,6 +72,17 @@ def load_config(file: Path | None) -> Config:
     return read_config(usual) if usual.is_file() else Config()
 
 
+def need_mcp() -> None:
+    """See that the library for MCP is there, and keep it from writing what servers say to the terminal.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if importlib.util.find_spec("mcp") is None:
+        raise UsageError("mcp: the library mcp is missing; `pip install 'qafila[agent]'` brings it")
+    logging.getLogger("mcp").addHandler(logging.NullHandler())
+
+
 def mcp_tools(config: Config) -> tuple[Tool, ...]:
     """The trusted tools of the MCP servers in the settings; what is not offered is said on standard error.
 
@@ -79,14 +91,10 @@ def mcp_tools(config: Config) -> tuple[Tool, ...]:
     """
     if not config.mcp:
         return ()
-    import importlib.util
-
-    if importlib.util.find_spec("mcp") is None:
-        raise UsageError("mcp: the library mcp is missing; `pip install 'qafila[agent]'` brings it")
+    need_mcp()
     from qafila.agent.mcp.pins import pins_path, read_pins
     from qafila.agent.mcp.tools import offered
 
-    logging.getLogger("mcp").addHandler(logging.NullHandler())  # or it writes what servers say to the terminal
     found = offered(config, read_pins(pins_path()))
     for note in found.notes:
         print(terminal.printable(f"note: {note}"), file=sys.stderr)

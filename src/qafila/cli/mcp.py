@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qafila.cli import terminal
-from qafila.cli.agent_setup import load_config, load_policy, tool_names, workspace
+from qafila.cli.agent_setup import load_config, load_policy, need_mcp, tool_names, workspace
 from qafila.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +20,11 @@ if TYPE_CHECKING:
     from qafila.agent.mcp.pins import PinnedServer
 
 command = typer.Typer(
-    add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="Tools of MCP servers, and ours as one."
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Tools of MCP servers, and ours as one.",
+    callback=need_mcp,
 )
 _Config = Annotated[
     Path | None,
@@ -185,8 +188,13 @@ def _serve(
 
     if token_env is not None and http is None:
         raise UsageError("--token-env goes with --http")
-    service = Service(builtin(tool_names(tools)), workspace=workspace(folder), policy=load_policy(yes, policy))
-    logging.getLogger("mcp").addHandler(logging.NullHandler())
+    service = Service(
+        builtin(tool_names(tools)),
+        workspace=workspace(folder),
+        policy=load_policy(yes, policy),
+        # Whoever started us on its pipes speaks for its user; over HTTP any program of this machine could.
+        asks=http is None,
+    )
     if http is None:
         # A thread of the library's waits for input, and nothing else ends it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)

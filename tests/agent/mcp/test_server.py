@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
+from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult, InputRequiredResult
 
 from qafila.agent.config import Server
 from qafila.agent.mcp.connection import Connection
@@ -86,9 +87,7 @@ def test_what_reads_is_answered_and_what_the_policy_asks_about_is_refused(worksp
     assert read == (False, "خبز")
     assert sum_ == (False, "42")
     assert write[0]
-    assert write[1].startswith(
-        "refused: needs a person's word, and over MCP nobody can be asked (calls with the effect"
-    )
+    assert write[1].startswith("refused: needs a person's word, and nobody can be asked here (calls with the effect")
     assert not (workspace / "new.txt").exists()
     assert wrong == (True, "error: wrong arguments: path: Input should be a valid string")
     assert outside == (True, "error: '../secret': leads out of the workspace")
@@ -102,6 +101,19 @@ def test_with_yes_files_are_changed_and_the_answer_shows_how(workspace: Path) ->
     assert "+تمر" in wrote[1]
     assert again == (False, "قائمة.txt holds this already")
     assert (workspace / "قائمة.txt").read_text(encoding="utf-8") == "خبز\nتمر\n"
+
+
+def test_changes_of_one_file_at_once_follow_one_another(workspace: Path) -> None:
+    service = Service(Toolbox(TOOLS), workspace=workspace, policy=with_writes(Policy()))
+    (workspace / "a.txt").write_text("1 2 3 4\n")
+    edit = service.toolbox.by_name["edit_file"]
+
+    async def main() -> list[str]:
+        calls = ({"path": "a.txt", "old": f"{n}", "new": "٠"} for n in range(1, 5))
+        return [found.status for found in await asyncio.gather(*(service.call(edit, call) for call in calls))]
+
+    assert asyncio.run(main()) == ["ok"] * 4
+    assert (workspace / "a.txt").read_text(encoding="utf-8") == "٠ ٠ ٠ ٠\n"
 
 
 def test_a_policy_denies_and_what_cannot_be_undone_is_refused_even_with_yes(workspace: Path) -> None:
@@ -120,6 +132,57 @@ def test_a_policy_denies_and_what_cannot_be_undone_is_refused_even_with_yes(work
     # Nobody knows that the recipient is the user's own word.
     assert asked(allowed, ("send", {"to": "x"}))[0][0]
     assert sent == []
+
+
+ANSWERS: dict[str, ElicitResult] = {
+    "yes": ElicitResult(action="accept", content={"allow": True}),
+    "no": ElicitResult(action="accept", content={"allow": False}),
+    "odd": ElicitResult(action="accept", content={"allow": "true"}),
+    "closed": ElicitResult(action="cancel"),
+}
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_client_can_ask_its_user(workspace: Path, mode: str, answer: str) -> None:
+    service = Service(Toolbox(TOOLS), workspace=workspace, asks=True)
+    seen: list[str] = []
+
+    async def user(_: object, params: ElicitRequestParams) -> ElicitResult:
+        seen.append(params.message)
+        return ANSWERS[answer]
+
+    async def main() -> CallToolResult:
+        async with Client(service.server(), mode=mode, elicitation_callback=user) as client:
+            return await client.call_tool("write_file", {"path": "new.txt", "text": "تمر\u202e"})
+
+    result = asyncio.run(asyncio.wait_for(main(), 30))
+    (question,) = seen
+    assert question.startswith('write_file {"path": "new.txt", "text": "تمر"}\n')
+    assert "+تمر" in question
+    assert question.endswith("\n(calls with the effect write are asked about)")
+    assert result.is_error == (answer != "yes")
+    assert (workspace / "new.txt").exists() == (answer == "yes")
+
+
+def test_an_answer_to_another_call_is_none_to_this_one(workspace: Path) -> None:
+    service = Service(Toolbox(TOOLS), workspace=workspace, asks=True)
+
+    async def nobody(_: object, __: ElicitRequestParams) -> ElicitResult:
+        return ANSWERS["no"]
+
+    async def main() -> None:
+        async with Client(service.server(), elicitation_callback=nobody) as client:
+            call = client.session.call_tool
+            first = await call("write_file", {"path": "a", "text": "a"}, allow_input_required=True)
+            assert isinstance(first, InputRequiredResult)
+            answers = dict.fromkeys(first.input_requests or {}, ANSWERS["yes"])
+            other = {"path": "b", "text": "b"}
+            again = await call("write_file", other, input_responses=answers, allow_input_required=True)
+            assert isinstance(again, InputRequiredResult)
+
+    asyncio.run(main())
+    assert not (workspace / "b").exists()
 
 
 def test_a_tool_that_is_not_there_is_an_error_of_the_protocol(workspace: Path) -> None:

@@ -1,16 +1,18 @@
 """Our tools as an MCP server: with our checks of arguments, and our policy, for whoever calls them.
 
-Nobody can be asked over MCP, so that what the policy asks about is refused; and no argument counts as the user's own
-words, as nobody knows who wrote it.
+What the policy asks about is refused, unless the client can put the question to its user. No argument counts as the
+user's own words, as nobody knows who wrote it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +20,19 @@ from qafila import __version__
 from qafila.agent.calls import HARMLESS
 from qafila.agent.carry_out import checked, do_edits, outcome
 from qafila.agent.events import Intended
+from qafila.agent.mcp.asking import AnswerNeededError, ask, can_ask
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Proposed
 from qafila.agent.provenance import Trusted, untrusted
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
-from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox
+from qafila.agent.tool import Surroundings, Tool, Toolbox
 
 if TYPE_CHECKING:
     from mcp.server import Server, ServerRequestContext
     from mcp_types import (
         CallToolRequestParams,
         CallToolResult,
+        InputRequiredResult,
         ListToolsResult,
         PaginatedRequestParams,
         ToolAnnotations,
@@ -41,6 +45,7 @@ class Service:
 
     Args:
         toolbox: what may be called. workspace: the folder that the tools see. policy: what is allowed.
+        asks: clients may answer what the policy asks about: theirs is then the user's word.
         sandbox: walls for commands; by default this machine's best, found when first needed.
     """
 
@@ -50,34 +55,44 @@ class Service:
         *,
         workspace: Path,
         policy: Policy | None = None,
+        asks: bool = False,
         sandbox: Callable[[], Sandbox] = find_sandbox,
     ) -> None:
         self.toolbox, self._workspace = toolbox, workspace.resolve()
-        self._policy, self._sandbox = policy or Policy(), sandbox
+        self._policy, self._asks, self._sandbox = policy or Policy(), asks, sandbox
         self._acting = asyncio.Lock()
 
-    async def call(self, tool: Tool, given: dict[str, Any]) -> Observation:
-        """What comes of a call. What changes something is done one after another."""
+    async def call(
+        self, tool: Tool, given: dict[str, Any], ask: Callable[[Intended, str], Awaitable[bool]] | None = None
+    ) -> Observation:
+        """What comes of a call. What changes something is done one after another.
+
+        Args:
+            tool: one of the toolbox. given: its arguments, not checked yet.
+            ask: puts a question to a person; None where nobody can be asked.
+        """
         arguments = checked(tool, given)
         if isinstance(arguments, Observation):
             return arguments
         foreign = untrusted(given, Trusted(()))
         verdict, why = self._policy.judge(Proposed(tool.name, tool.effect, given, foreign, tool.controls))
-        if verdict == "ask":
-            why = f"needs a person's word, and over MCP nobody can be asked ({why}); a policy or --yes can allow it"
-        if verdict != "allow":
+        if verdict == "ask" and ask is None:
+            why = f"needs a person's word, and nobody can be asked here ({why}); a policy or --yes can allow it"
+        if verdict == "deny" or (verdict == "ask" and ask is None):
             return observation(why, "refused")
-        surroundings = Surroundings(self._workspace, self._sandbox, secrets.token_hex(16))
-        if tool.effect in HARMLESS:
-            found = await outcome(tool, arguments, surroundings)
-            return found if isinstance(found, Observation) else _no_draft(tool)
-        async with self._acting:
-            found = await outcome(tool, arguments, surroundings)
-            if isinstance(found, Observation):
-                return found
-            if not tool.drafts:
-                return _no_draft(tool)
-            return await asyncio.to_thread(_edited, tool, given, found, surroundings)
+        place = Surroundings(self._workspace, self._sandbox, secrets.token_hex(16))
+        alone = contextlib.nullcontext() if tool.effect in HARMLESS else self._acting
+        if ask is None or verdict == "allow":
+            async with alone:
+                intent = await _intent(tool, given, arguments, place)
+                return intent if isinstance(intent, Observation) else await _carried_out(tool, intent, arguments, place)
+        intent = await _intent(tool, given, arguments, place)
+        if isinstance(intent, Observation):
+            return intent
+        if not await ask(intent, why):
+            return observation("the user said no", "refused")
+        async with alone:
+            return await _carried_out(tool, intent, arguments, place)
 
     def server(self, name: str = "qafila") -> Server[Any]:
         """The MCP server, to be run over some transport."""
@@ -99,11 +114,17 @@ class Service:
                 ]
             )
 
-        async def called(_: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
+        async def called(
+            context: ServerRequestContext[Any], params: CallToolRequestParams
+        ) -> CallToolResult | InputRequiredResult:
             tool = self.toolbox.by_name.get(params.name)
             if tool is None:
                 raise MCPError(code=INVALID_PARAMS, message=f"there is no tool {params.name!r:.80}")
-            found = await self.call(tool, params.arguments or {})
+            person = partial(ask, context, params) if self._asks and can_ask(context) else None
+            try:
+                found = await self.call(tool, params.arguments or {}, person)
+            except AnswerNeededError as needed:
+                return needed.result
             return CallToolResult(content=[TextContent(text=found.told())], is_error=found.status != "ok")
 
         return Server(name, version=__version__, on_list_tools=listed, on_call_tool=called)
@@ -122,24 +143,31 @@ def hints(tool: Tool) -> ToolAnnotations:
     )
 
 
-def _edited(tool: Tool, given: dict[str, Any], draft: Draft, surroundings: Surroundings) -> Observation:
-    """Do the edits of a draft; the answer shows them."""
-    intent = Intended(
-        call=surroundings.key,
-        name=tool.name,
-        arguments=given,
-        effect=tool.effect,
-        key=surroundings.key,
-        edits=draft.edits,
-        told=draft.text,
-    )
-    done = do_edits(intent, surroundings)
-    if done.status != "ok" or not draft.edits:
-        return done
-    return observation("\n".join([done.text, *(edit.diff().rstrip("\n") for edit in draft.edits)]))
+async def _intent(
+    tool: Tool, given: dict[str, Any], arguments: dict[str, Any], place: Surroundings
+) -> Intended | Observation:
+    """What a call is about to do, worked out without doing any of it; or what came of it, if that is all."""
+    made = Intended(call=place.key, name=tool.name, arguments=given, effect=tool.effect, key=place.key)
+    if not tool.drafts:
+        return made
+    draft = await outcome(tool, arguments, place)
+    if isinstance(draft, Observation):
+        return draft
+    if not draft.edits:
+        return observation(draft.text)
+    return made.model_copy(update={"edits": draft.edits, "told": draft.text})
 
 
-def _no_draft(tool: Tool) -> Observation:
+async def _carried_out(tool: Tool, intent: Intended, arguments: dict[str, Any], place: Surroundings) -> Observation:
+    """Do what a call is to do; of edits the answer shows what they changed."""
+    if tool.drafts:
+        done = await asyncio.to_thread(do_edits, intent, place)
+        if done.status != "ok":
+            return done
+        return observation("\n".join([done.text, *(edit.diff().rstrip("\n") for edit in intent.edits)]))
+    found = await outcome(tool, arguments, place)
+    if isinstance(found, Observation):
+        return found
     return observation(f"{tool.name} has the effect {tool.effect} and may not change files", "error")
 
 
