@@ -370,7 +370,8 @@ def one_server(tmp_path_factory, serving):
 
 def test_without_an_agent(scripted_server):
     ask = Asking(scripted_server()[0])
-    paths = ["", "/runs", "/runs/abc", "/runs/abc/events", "/runs/abc/explain/1", "/approvals"]
+    assert not ask.get("/v1/agent")["enabled"]  # a page asks every server: to browsers a 404 is an error
+    paths = ["/runs", "/runs/abc", "/runs/abc/events", "/runs/abc/explain/1", "/approvals"]
     errors = [ask.get(f"/v1/agent{path}", status=404)["error"] for path in paths]
     errors += [ask.post(f"{RUNS}/abc/{path}", body, status=404)["error"] for path, body in BODIES.items()]
     errors.append(ask.post(RUNS, {"goal": "x"}, status=404)["error"])

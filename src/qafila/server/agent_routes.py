@@ -35,8 +35,13 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 @router.get("/v1/agent", summary="What the agent can do")
 async def get_agent(request: Request) -> Response:
-    """Its tools, the models that it may think with, and how the first of them chooses tools (null: not loaded yet)."""
+    """Its tools, the models that it may think with, and how the first of them chooses tools (null: not loaded yet).
+
+    Where there is none, ``enabled`` is false: pages ask this of every server, and browsers report a 404 as an error.
+    """
     check_query(request)
+    if getattr(request.app.state, "agents", None) is None:
+        return Json({"object": "agent", "enabled": False, "tools": [], "models": [], "choosing": None})
     agents, models = agents_of(request), service_of(request).models
     first = next(iter(models.entries.values()))
     choosing = None if first.client is None else await asyncio.to_thread(_choosing, first.client)

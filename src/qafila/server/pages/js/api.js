@@ -47,7 +47,8 @@ async function refusal(response) {
   });
 }
 
-async function ask(path, options = {}) {
+/** Ask the server, with the key where there is one. Throws ApiError for whatever is no answer, and AbortError. */
+export async function ask(path, options = {}) {
   const headers = { ...options.headers };
   const key = apiKey();
   if (key !== null) headers.Authorization = `Bearer ${key}`;

@@ -1,6 +1,7 @@
 // Puts the page together.
 
 import { askKey, say, showShortcuts } from "./dialogs.js";
+import { Agent, agentPlace } from "./agent.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { byId, h } from "./elements.js";
@@ -16,7 +17,8 @@ import { path } from "./tree.js";
 
 const phone = matchMedia("(max-width: 760px)");
 const chat = new Chat();
-const models = new Models(chat);
+const agent = new Agent(chat, { leave: leaveAgent });
+const models = new Models(chat, () => agent.load());
 
 const view = new MessagesView(chat, {
   edit: (node, text) => {
@@ -69,7 +71,26 @@ function showSidebar(shown) {
 
 const sidebarShown = () => document.body.classList.contains("sidebar-shown");
 
+function showChat() {
+  agent.hide();
+  drawTitle();
+}
+
+/** Back to the conversation that was shown before the agent. */
+function leaveAgent() {
+  const shown = path(chat.conversation).length > 0 ? `#/c/${chat.conversation.id}` : location.pathname;
+  history.pushState(null, "", shown);
+  showChat();
+  sidebar.draw();
+}
+
+function compose() {
+  if (agent.isShown()) agent.focus();
+  else composer.focus();
+}
+
 function newChat() {
+  showChat();
   if (location.hash !== "") history.pushState(null, "", location.pathname);
   chat.start();
   sidebar.draw();
@@ -77,8 +98,15 @@ function newChat() {
   composer.focus();
 }
 
-/** Show the conversation that the address names. */
+/** Show the conversation, or the agent's page, that the address names. */
 async function follow() {
+  const place = agentPlace(location.hash);
+  if (place !== null) {
+    agent.show(place);
+    if (phone.matches) showSidebar(false);
+    return;
+  }
+  showChat();
   const id = /^#\/c\/(\w+)$/.exec(location.hash)?.[1];
   if (id === undefined || !(await chat.open(id).catch(() => false))) {
     if (path(chat.conversation).length > 0 || id !== undefined) newChat();
@@ -120,9 +148,10 @@ function toggleSettings() {
 
 chat.addEventListener("path", () => {
   composer.setRunning(chat.running().length > 0);
-  drawTitle();
+  if (!agent.isShown()) drawTitle();
   const { id } = chat.conversation;
-  if (path(chat.conversation).length > 0 && location.hash !== `#/c/${id}`) history.pushState(null, "", `#/c/${id}`);
+  const named = agent.isShown() || location.hash === `#/c/${id}`;
+  if (path(chat.conversation).length > 0 && !named) history.pushState(null, "", `#/c/${id}`);
   if (chat.running().length > 0) say("answering");
 });
 chat.addEventListener("end", async ({ detail }) => {
@@ -143,8 +172,13 @@ document.addEventListener("languagechanged", () => {
   panel.draw();
   sidebar.draw();
   models.draw();
+  agent.redraw();
 });
 
+byId("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address says which page is shown
+  compose();
+});
 byId("new-chat").addEventListener("click", newChat);
 byId("new-chat-top").addEventListener("click", newChat);
 byId("sidebar-toggle").addEventListener("click", () => showSidebar(!sidebarShown()));
@@ -176,6 +210,7 @@ phone.addEventListener("change", () => showSidebar(!phone.matches && settings().
 installShortcuts({
   newChat,
   search: () => {
+    if (agent.isShown()) leaveAgent();
     showSidebar(true);
     byId("search").focus();
   },
@@ -184,9 +219,9 @@ installShortcuts({
   sidebar: () => showSidebar(!sidebarShown()),
   stop: () => {
     if (phone.matches && sidebarShown()) showSidebar(false);
-    else chat.stop();
+    else if (!agent.isShown()) chat.stop();
   },
-  compose: () => composer.focus(),
+  compose,
 });
 
 setLanguage(currentLanguage());
@@ -194,4 +229,4 @@ drawProbabilitiesSwitch();
 showSidebar(!phone.matches && settings().sidebar);
 models.load();
 follow();
-if (!phone.matches) composer.focus();
+if (!phone.matches) compose();

@@ -15,8 +15,10 @@ export class Models {
   #names = [];
   #wait = SOON_MS;
 
-  constructor(chat) {
+  /** @param answered called when the server has said which models it has. */
+  constructor(chat, answered) {
     this.chat = chat;
+    this.answered = answered;
     this.#select.addEventListener("change", () => {
       chat.model = this.#select.value;
       change({ model: chat.model });
@@ -40,6 +42,7 @@ export class Models {
     this.#wait = SOON_MS;
     this.#bar.hidden = true;
     this.draw();
+    this.answered();
   }
 
   draw() {
