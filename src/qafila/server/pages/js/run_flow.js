@@ -46,6 +46,7 @@ function answerView(event) {
 export class RunFlow {
   #step = null;
   #ended = null;
+  #open = false;
 
   /** @param actions {fork(number)} */
   constructor(run, actions) {
@@ -66,6 +67,7 @@ export class RunFlow {
         return [setup(event)];
       case "answered":
         this.#step = new RunStep(this.run, recorded, this.actions);
+        this.#step.element.open = this.#open;
         return [this.#step.element];
       case "steered":
         return [h("div", { class: "message user" }, h("div", { class: "bubble", dir: "auto" }, event.text))];
@@ -89,8 +91,9 @@ export class RunFlow {
     }
   }
 
-  /** Unfold all steps, or fold them. */
+  /** Unfold all steps, those to come too, or fold them. */
   unfold(open) {
+    this.#open = open;
     for (const step of this.element.querySelectorAll("details.step:not(.setup)")) step.open = open;
   }
 }

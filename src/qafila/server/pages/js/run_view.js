@@ -81,9 +81,15 @@ export class RunView {
 
   /** Ask how the run stands: a word may have been given elsewhere. */
   async refresh() {
-    if (this.#run === null || this.#run.state === "running") return;
+    if (this.#run === null) return;
     const now = await getRun(this.id).catch(() => this.#run);
-    if (now.events !== this.#run.events || now.state !== this.#run.state) this.#went(now);
+    const older = now.events < this.#run.events;
+    const same = now.events === this.#run.events && now.state === this.#run.state;
+    // That it has ended is told by its events.
+    const ending = this.#run.state === "running" && now.state !== "running";
+    if (older || same || ending) return;
+    this.#show(now);
+    this.feed.start();
   }
 
   #reset() {
@@ -96,7 +102,6 @@ export class RunView {
     const atEnd = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
     this.#recorded.push(recorded);
     this.flow.add(recorded);
-    if (this.#unfolded) this.flow.unfold(true);
     if (this.#overTime) this.#drawSteps();
     if (atEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
   }
@@ -158,7 +163,12 @@ export class RunView {
     if (run.cost > 0) figures.splice(-1, 0, t("costOf", { n: number(run.cost, 4) }));
     const held = document.activeElement?.dataset?.tool;
     this.head.replaceChildren(
-      h("div", { class: "run-line" }, stateMark(run.state), h("h1", { dir: "auto", tabindex: "-1" }, run.goal)),
+      h(
+        "div",
+        { class: "run-line" },
+        stateMark(run.state),
+        h("h1", { dir: "auto", tabindex: "-1", data: { tool: "goal" } }, run.goal),
+      ),
       run.state === "stopped" && run.reason === null ? h("p", { class: "run-note" }, t("endedInterrupted")) : "",
       figureLine(figures.map((text) => h("bdi", {}, text))),
       h("div", { class: "run-tools" }, this.#buttons()),
