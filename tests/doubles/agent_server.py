@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,15 +115,21 @@ class AgentServer:
         script: Sequence[Answer] | ChatClient,
         *,
         free: bool = True,
+        loads: float = 0.0,
         keyring: Keyring | None = None,
         settings: Settings | None = None,
         tracer: Tracer | None = None,
         **agent: Any,
     ) -> Iterator[Asking]:
-        """A server whose model follows a script; ``free``: it may change files without asking."""
+        """A server whose model follows a script.
+
+        Args:
+            free: it may change files without asking. loads: seconds that the model takes to be loaded.
+        """
         client: ChatClient = ScriptedAgent(script) if isinstance(script, Sequence) else script
 
         async def load() -> ChatClient:
+            await asyncio.sleep(loads)
             return client
 
         policy = self.policy if free else None

@@ -128,6 +128,15 @@ def test_a_server_that_stops_and_starts(place):
     assert place.file("ملف-1.txt") == "1\n"
 
 
+def test_what_is_about_to_go_on_is_not_told_as_interrupted(place):
+    with place.serve(ScriptedAgent([], hold=asyncio.Event())) as ask:
+        run = ask.begin()
+    with place.serve(["said"], loads=0.5) as ask:
+        assert ask.run(run)["state"] == "running"
+        assert "is being worked on" in ask.post(f"{RUNS}/{run}/resume", status=409)["error"]["message"]
+        assert [kind for kind, _ in ask.watch(run)] == ["began", "answered", "ended", "end"]
+
+
 def test_what_was_stopped_or_waits_does_not_go_on_by_itself(place):
     with place.serve([WRITES[0]], free=False) as ask:
         run = ask.begin()

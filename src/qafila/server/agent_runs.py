@@ -80,9 +80,16 @@ class Agents:
 
     # Its life.
 
-    def start(self) -> None:
-        """Go on with the runs that a server was working on when it ended."""
-        self._taking_up = asyncio.create_task(self._take_up())
+    async def start(self) -> None:
+        """Go on with the runs that a server was working on when it ended; they count as worked on from now on."""
+        try:
+            await asyncio.to_thread(self._count_waiting)
+            lines = await asyncio.to_thread(self.journal.served_runs)
+        except StorageError as error:
+            _log.error("no run goes on by itself: %s", error)
+            return
+        self._opening.update(line.id for line in lines)
+        self._taking_up = asyncio.create_task(self._take_up(lines))
 
     async def close(self) -> None:
         """Leave all runs so that they can be gone on with."""
@@ -99,21 +106,18 @@ class Agents:
                 await asyncio.wait(left, timeout=_GRACE)
         await asyncio.to_thread(self.journal.close)
 
-    async def _take_up(self) -> None:
-        try:
-            await asyncio.to_thread(self._count_waiting)
-            lines = await asyncio.to_thread(self.journal.served_runs)
-        except StorageError as error:
-            _log.error("no run goes on by itself: %s", error)
-            return
+    async def _take_up(self, lines: Sequence[RunLine]) -> None:
         for line in lines:
             try:
                 caller = await asyncio.to_thread(self._caller_of, line)
                 agent = await self.agent_of(line, caller)
-                with self._opened(line.id):
-                    self._work_on(agent, line.id, line.owner)
-            except (ApiError, QafilaError) as error:
-                _log.warning("run %s does not go on by itself: %s", line.id, error)
+                self._work_on(agent, line.id, line.owner)
+            except Exception as error:  # the others go on all the same
+                foreseen = isinstance(error, ApiError | QafilaError)
+                _log.warning("run %s does not go on by itself: %s", line.id, error, exc_info=not foreseen)
+            finally:
+                self._opening.discard(line.id)
+                self.changed(line.id)
 
     def _caller_of(self, line: RunLine) -> Caller:
         """Who began a run.

@@ -105,7 +105,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if agents is not None:
-            agents.start()
+            await agents.start()
         yield
         if agents is not None:
             await agents.close()  # before the models that its runs ask
