@@ -70,6 +70,7 @@ def test_files_are_queried_by_name(here: Surroundings) -> None:
     assert query_data(here, "SELECT max(a) AS most FROM 'list.json'") == "most\n2\n[1 row]"
     assert query_data(here, "SELECT * FROM 'list.json' WHERE a > 5") == "a\n[0 rows]"
     assert query_data(here, "PIVOT 'sales.csv' ON city USING count(*) GROUP BY day").endswith("[3 rows]")
+    assert query_data(here, "SELECT '\ud800' AS half") == "half\n\ufffd\n[1 row]"
 
 
 def test_results_are_bounded(here: Surroundings) -> None:
@@ -106,6 +107,7 @@ def test_results_are_bounded(here: Surroundings) -> None:
         ("FROM glob('/*')", "Permission Error"),
         ("FROM 'https://example.org/x.csv'", "Permission Error"),
         ("FROM task", "does not exist"),
+        ("SELECT * FROM sqlite_scan('/x', 'y')", "it exists in the sqlite_scanner extension."),
         ("SELECT list(i) FROM range(400000000) t(i)", "Out of Memory"),
         ("x" * 10_001, "more than 10,000 characters"),
     ],

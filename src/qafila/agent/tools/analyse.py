@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import Field
 
 from qafila.agent.edits import file_edit, inside
+from qafila.agent.observation import whole_letters
 from qafila.agent.sandbox.sandbox import Limits, Outcome
 from qafila.agent.tool import Draft, Surroundings, Tool, ToolError, tool
 from qafila.agent.tools.files import files_in
@@ -77,7 +78,7 @@ def _task(do: Literal["query", "plot"], sql: str) -> Task:
 def _worked_out(place: Surroundings, task: Task) -> Outcome:
     """What the script did, in a copy of the workspace that nothing but a picture is taken from."""
     argv = ["python3", "-I", "-c", _SCRIPT.read_text(encoding="utf-8")]
-    stdin = json.dumps(task).encode()
+    stdin = whole_letters(json.dumps(task, ensure_ascii=False)).encode()
     outcome = place.sandbox().run(argv, workspace=place.workspace, limits=_LIMITS, stdin=stdin)
     if outcome.timed_out:
         raise ToolError(f"sql: took longer than {_LIMITS.seconds:g} seconds and was stopped; read or join less")

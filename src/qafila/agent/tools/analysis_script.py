@@ -65,9 +65,8 @@ def _asked(connection: Any, sql: str) -> Any:
 
 
 def _said(error: Exception) -> str:
-    """DuckDB's words without the line of the query, and without its advice on settings, which are locked."""
-    text = str(error).partition("\n\nLINE ")[0]
-    return text.partition("\nDatabase is launched")[0].strip()[:1000]
+    """What is wrong in DuckDB's words, without its advice on extensions and settings, which are locked."""
+    return str(error).partition("\n\n")[0].partition("\nDatabase is launched")[0].strip()[:1000]
 
 
 def _rows(result: Any, most: int) -> list[tuple[Any, ...]]:
@@ -201,7 +200,7 @@ def _draw(kind: str, drawn: list[tuple[Any, float]], task: dict[str, Any]) -> No
     axes.set_xlabel(_label(task["x"]))
     axes.set_ylabel("count" if kind == "histogram" else _label(task["y"]))
     if task["title"]:
-        axes.set_title(task["title"][:120])
+        axes.set_title(" ".join(task["title"].split())[:120])
     if any(isinstance(place, str) for place in places) and sum(len(str(place)) for place in places) > 60:
         axes.tick_params("x", rotation=90 if len(places) > 25 else 40)
     axes.margins(y=0.08)

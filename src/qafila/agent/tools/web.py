@@ -1,7 +1,7 @@
 """Pages fetched from hosts that the user's settings allow.
 
-A URL can carry away what was read, so that fetching is an effect on the world outside: the policy asks, unless a rule
-of the user's allows it, and even then where the URL does not stand in the user's own words.
+A URL can carry away what was read, so that fetching is an effect on the world outside: a person is asked, unless the
+policy allows it and the URL stands in the user's own words, or a rule allows URLs from elsewhere too.
 """
 
 from __future__ import annotations
@@ -201,8 +201,9 @@ def tools(allow: tuple[str, ...]) -> tuple[Tool, ...]:
         if start < 0:
             raise ToolError("start: the first is 0")
         page = await fetched(url, hosts)
-        head = "\n".join(line for line in (page.title[: _ROOM // 2], page.url if page.url != url else "") if line)
-        shown = page.text[start : start + MOST_SHOWN - _ROOM - min(len(head), _ROOM)]
+        moved = page.url if page.url != url else ""
+        head = "\n".join(line[: _ROOM // 3] for line in (page.title, moved) if line)
+        shown = page.text[start : start + MOST_SHOWN - _ROOM]
         rest = len(page.text) - start - len(shown)
         tail = f"[{rest:,} more characters, from start {start + len(shown)}]" if rest > 0 else ""
         return "\n".join(part for part in (head, shown, tail) if part) or "(no text)"
