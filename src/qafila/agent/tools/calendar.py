@@ -51,13 +51,15 @@ class CalendarTools:
         if until - after > timedelta(days=_MOST_DAYS):
             raise ToolError(f"end: more than {_MOST_DAYS} days after the start; ask for fewer")
         problems: list[str] = []
-        found: list[tuple[str, Occurrence]] = []
+        every: dict[str, Series] = {}
+        found: list[Occurrence] = []
         steps = Steps()
         for stored in self._store.read(place, (after, until)):
-            names = {id(item): name for name, one in ids(series(stored.ics)).items() for item in one.items}
-            found += [(names[id(one.item)], one) for one in occurrences(stored.ics, after, until, problems, steps)]
-        found.sort(key=lambda pair: moment(pair[1].start, self._zone))
-        lines = [self._line(name, one) for name, one in found] or ["(no events)"]
+            every |= series(stored.ics)
+            found += occurrences(stored.ics, after, until, problems, steps)
+        found.sort(key=lambda one: moment(one.start, self._zone))
+        names = {one.uid: name for name, one in ids(every).items()}
+        lines = [self._line(names[one.uid], one) for one in found] or ["(no events)"]
         return _fitting(lines + [f"[not understood: {problem}]" for problem in problems[:5]])
 
     def add_event(
