@@ -197,6 +197,7 @@ def test_names_hold_when_titles_change_and_are_unique(here: Surroundings) -> Non
 def test_days_are_told_in_both_calendars() -> None:
     assert TOOLS.current_time() == "Sunday 2026-11-29 09:30 (19 Jumada al-Akhirah 1448 AH)"
     assert TOOLS.convert_date("١ رمضان ١٤٤٨") == "Monday 2027-02-08 (1 Ramadan 1448 AH)"
+    assert TOOLS.convert_date("2100-01-01") == "Friday 2100-01-01; Hijri dates are known from 1343 to 1500 AH"
     assert TOOLS.convert_date("2027-02-08") == TOOLS.convert_date("1448-09-01 AH")
 
 

@@ -27,24 +27,27 @@ def ids(found: Mapping[str, Series]) -> dict[str, Series]:
 
     The digits alone say which one is meant, so that a name holds when the title changes.
     """
-    digests = {uid: hashlib.sha256(uid.encode()).hexdigest() for uid in found}
     length = _DIGITS
-    while length < _MOST_DIGITS and len({digest[:length] for digest in digests.values()}) < len(digests):
+    while length < _MOST_DIGITS and len({_digits(uid)[:length] for uid in found}) < len(found):
         length += _DIGITS
-    return {f"{_slug(one)}{digests[uid][:length]}": one for uid, one in found.items()}
+    return {f"{_slug(one)}{_digits(uid)[:length]}": one for uid, one in found.items()}
 
 
 def named(found: Mapping[str, Series], name: str) -> Series:
-    """The event or task of a name that `ids` gave.
+    """The event or task of a name that `ids` gave, now or when there were others.
 
     Raises:
-        ToolError: there is none.
+        ToolError: there is none, or more than one.
     """
     digits = name.strip().rpartition("-")[2]
-    chosen = [one for short, one in ids(found).items() if short.rpartition("-")[2] == digits and digits]
+    chosen = [one for uid, one in found.items() if len(digits) >= _DIGITS and _digits(uid).startswith(digits)]
     if len(chosen) != 1:
         raise ToolError(f"id: there is no {name!r:.60} (any more); list them to see which there are")
     return chosen[0]
+
+
+def _digits(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()
 
 
 def _slug(one: Series) -> str:

@@ -22,10 +22,11 @@ class Occurrence:
     """One time that an event takes place.
 
     Attributes:
-        item: the event, or the exception that it is there. start, end: of it.
+        uid: of the event, as `series` has it. item: the event, or the exception that it is there. start, end: of it.
         original: when it would have begun without an exception. repeats: whether there may be more of it.
     """
 
+    uid: str
     item: Component
     start: When
     end: When
@@ -73,7 +74,7 @@ def occurrences(
 
     Args:
         ics: a file. after, until: the window, without its end. steps: days that may be looked at.
-        problems: gets a line for each event that cannot be understood, which is left out.
+        problems: gets a line for each event that cannot be understood; it, or what of it cannot, is left out.
     """
     steps = steps or Steps()
     found: list[Occurrence] = []
@@ -106,7 +107,7 @@ def of_series(ics: Ics, one: Series, after: datetime, until: datetime, steps: St
         assert original is not None
         replaced.add(_key(original))
         start = when(ics, item, "DTSTART", zone) or original
-        yield from _here(Occurrence(item, start, _end(ics, item, start, zone), original, True), after, until)
+        yield from _here(Occurrence(one.uid, item, start, _end(ics, item, start, zone), original, True), after, until)
     if one.master is None:
         return
     first = itself(ics, one.master, zone)
@@ -120,7 +121,7 @@ def of_series(ics: Ics, one: Series, after: datetime, until: datetime, steps: St
             continue
         seen.add(key)
         ends = _later(begins, first.start, first.end)
-        yield from _here(Occurrence(one.master, begins, ends, begins, one.repeats), after, until)
+        yield from _here(Occurrence(one.uid, one.master, begins, ends, begins, one.repeats), after, until)
 
 
 def itself(ics: Ics, item: Component, zone: tzinfo) -> Occurrence:
@@ -132,7 +133,7 @@ def itself(ics: Ics, item: Component, zone: tzinfo) -> Occurrence:
     start = when(ics, item, "DTSTART", zone)
     if start is None:
         raise ics.wrong(item, "VEVENT: has no DTSTART")
-    return Occurrence(item, start, _end(ics, item, start, zone), start, False)
+    return Occurrence(item.text("UID"), item, start, _end(ics, item, start, zone), start, False)
 
 
 def _starts(ics: Ics, master: Component, start: When, after: datetime, until: datetime, steps: Steps) -> Iterator[When]:

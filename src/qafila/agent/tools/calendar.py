@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
 from qafila.agent.agenda.caldav import CaldavStore
-from qafila.agent.agenda.dates import Clock, When, at, moment, read_when, shown, system_clock
+from qafila.agent.agenda.dates import Clock, When, at, hijri, moment, read_when, shown, system_clock
 from qafila.agent.agenda.ics import Change, Component, escaped
 from qafila.agent.agenda.names import existing, ids, named, one_line, summary, title_of
 from qafila.agent.agenda.occurrences import Occurrence, Series, itself, occurrences, of_series, series
@@ -22,6 +22,8 @@ from qafila.agent.tool import ArgumentsError, Draft, Surroundings, Tool, ToolErr
 
 #: Days that are listed where no end is given, and at most.
 _DAYS, _MOST_DAYS = 7, 731
+#: Days by which one of an event that repeats may have been moved and still be known by the day that it was moved from.
+_AROUND = 366
 #: Seconds for a call: a server may take its time.
 _SECONDS: Final = 60.0
 
@@ -40,7 +42,8 @@ class CalendarTools:
 
     def convert_date(self, date: str) -> str:
         """Convert a date between the Gregorian and the Hijri calendar."""
-        return shown(read_when(date, self._clock).when)
+        when = read_when(date, self._clock).when
+        return shown(when) if hijri(_day(when)) else f"{shown(when)}; Hijri dates are known from 1343 to 1500 AH"
 
     def list_events(self, place: Surroundings, start: str = "today", end: str = "") -> str:
         """List the calendar's events between two dates."""
@@ -51,13 +54,15 @@ class CalendarTools:
         if until - after > timedelta(days=_MOST_DAYS):
             raise ToolError(f"end: more than {_MOST_DAYS} days after the start; ask for fewer")
         problems: list[str] = []
-        found: list[tuple[str, Occurrence]] = []
+        every: dict[str, Series] = {}
+        found: list[Occurrence] = []
         steps = Steps()
         for stored in self._store.read(place, (after, until)):
-            names = {id(item): name for name, one in ids(series(stored.ics)).items() for item in one.items}
-            found += [(names[id(one.item)], one) for one in occurrences(stored.ics, after, until, problems, steps)]
-        found.sort(key=lambda pair: moment(pair[1].start, self._zone))
-        lines = [self._line(name, one) for name, one in found] or ["(no events)"]
+            every |= series(stored.ics)
+            found += occurrences(stored.ics, after, until, problems, steps)
+        found.sort(key=lambda one: moment(one.start, self._zone))
+        names = {one.uid: name for name, one in ids(every).items()}
+        lines = [self._line(names[one.uid], one) for one in found] or ["(no events)"]
         return _fitting(lines + [f"[not understood: {problem}]" for problem in problems[:5]])
 
     def add_event(
@@ -159,12 +164,15 @@ class CalendarTools:
         return files[one.uid], one
 
     def _on_day(self, stored: Stored, one: Series, day: str) -> Occurrence:
-        """The one of an event that repeats which begins on a day."""
+        """The one of an event that repeats which begins on a day, or would if it had not been moved."""
         wanted = _day(read_when(day, self._clock).when)
         after, until = at(wanted, time(), self._zone), self._end_of(wanted)
-        for found in of_series(stored.ics, one, after, until, Steps()):
-            if moment(found.start, self._zone) >= after:
-                return found
+        around = timedelta(days=_AROUND)
+        every = list(of_series(stored.ics, one, after - around, until + around, Steps()))
+        there = [found for found in every if after <= moment(found.start, self._zone) < until]
+        from_there = [found for found in every if after <= moment(found.original, self._zone) < until]
+        if there or from_there:
+            return (there or from_there)[0]
         raise ToolError(f"day: {title_of(one.items[0])!r} is not on {shown(wanted)}")
 
     def _moved(self, old: Occurrence, begins: When) -> tuple[When, When]:
