@@ -268,7 +268,7 @@ class _Worker:
 
     def _trusted(self) -> Trusted:
         """The user's words: the goal, and what was said since."""
-        return Trusted([message.text for message in self.state.messages if message.role == "user"])
+        return Trusted(self.state.said, read=self.state.has_read)
 
     def _waits(self, intent: Intended, why: str) -> Ended:
         return self._end("waiting", detail=f"{intent.name}: {why}")

@@ -77,6 +77,8 @@ class Tool:
         origin: who made it: ``built-in``, ``python``, or the name of an MCP server.
         repeats: a call that was interrupted is made again with the same key, since twice is once: what it changes is
             kept under the key. A `write` tool that repeats acts by itself, as it has no edits to show.
+        asked_by: words by which a user asks for it, in any language: "delete", "احذف". Once something was read, a call
+            that changes the world needs a person's word unless one of them, or its name, stands in the user's words.
     """
 
     schema: ToolSchema
@@ -88,6 +90,7 @@ class Tool:
     origin: str = "python"
     controls: frozenset[str] = frozenset()
     repeats: bool = False
+    asked_by: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -110,6 +113,7 @@ def tool(
     origin: str = "python",
     controls: Collection[str] = (),
     repeats: bool = False,
+    asked_by: Collection[str] = (),
 ) -> Tool:
     """Make a tool of a typed function.
 
@@ -149,6 +153,7 @@ def tool(
         origin,
         frozenset(controls),
         repeats,
+        frozenset(asked_by),
     )
 
 
