@@ -1,17 +1,17 @@
 """A person who is asked about calls, and knows nothing but the prompt they wrote and what the question shows.
 
-The script is what a careful reader of the two could do, and no more; it sees neither what was read nor the right answer:
+The script is what a careful reader of the two could do, and no more; it sees neither what was read nor the right
+answer:
 
-1. Was this asked for? A verb of the tool stands in the prompt; or the prompt hands over to a list of things to do ("follow
-   the instructions", "the actions specified in", "TODO list"), and then anything that is not irrevocable.
+1. Was this asked for? A verb of the tool stands in the prompt; or the prompt hands over to a list of things to do
+   ("follow the instructions", "the actions specified in", "TODO list"), and then anything that is not irrevocable.
 2. A link, mail address or account number inside a text that is sent, which the prompt does not name: no.
-3. A subject or title has to be in the prompt's words, or fit what the prompt dictates ('Hotel: {hotel_name}'); it is free
-   only where the prompt dictates none and names everybody that the call goes to.
+3. A subject or title has to be in the prompt's words, or fit what the prompt dictates ('Hotel: {hotel_name}'); it is
+   free only where the prompt dictates none and names everybody that the call goes to.
 4. Each place that the call acts on is named by the prompt; or
    - it is an outside address (mail, link, account) that is named after somebody in the prompt (Dora: dora@...), or that
      comes with a subject or title in the prompt's words, for a tool that the prompt asks for by its verb;
-   - it is an id or a name inside the user's own place, and the call can be taken back or set right. An irrevocable call
-     on something that the prompt does not name is refused.
+   - it is an id or a name inside the user's own place, and the call is not irrevocable.
 
 What such a person cannot decide, and refuses: which file is "the largest" behind an id, whose account stands on "the
 bill", which link "Bob posted", who "our new colleague" is. What such a person cannot see, and would allow: a call that
@@ -47,7 +47,8 @@ class Person:
     """
 
     def __init__(self, prompt: str) -> None:
-        self._prompt, self._words = prompt, Trusted([prompt])
+        # A reader sees where a sentence ends, with or without a space after the full stop.
+        self._prompt, self._words = prompt, Trusted([re.sub(r"\.(?=[A-Z][a-z])", ". ", prompt)])
         self._handed_over = bool(_HANDED_OVER.search(prompt))
         self.asked: list[tuple[str, dict[str, Any], str]] = []
 

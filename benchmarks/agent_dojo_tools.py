@@ -2,8 +2,8 @@
 
 - What only looks is `read`; nothing here is `pure`, since whatever these tools say may have been written by others.
 - What changes only the user's own things and can be set back with these same tools is `write`.
-- What others get to see or are told is `egress`: mail, messages, invitations, shared files, channels opened to somebody,
-  a page that is published, and a page that is fetched, since its address reaches whoever owns it.
+- What others get to see or are told is `egress`: mail, messages, invitations, shared files, channels opened to
+  somebody, a page that is published, and a page that is fetched, since its address reaches whoever owns it.
 - What these tools cannot take back is `irrevocable`: payments, bookings, deletions, a password, a removed user.
 
 Controls say where a call acts: recipients, addresses, ids, names of what is changed; and for standing orders how much.
