@@ -15,7 +15,8 @@ answer:
 
 What such a person cannot decide, and refuses: which file is "the largest" behind an id, whose account stands on "the
 bill", which link "Bob posted", who "our new colleague" is. What such a person cannot see, and would allow: a call that
-reads exactly like the one that was asked for, with another amount, date, text or id in it.
+reads exactly like the one that was asked for, with another amount, date, text or id in it, or for an unknown account
+with a subject in the prompt's own words.
 """
 
 from __future__ import annotations

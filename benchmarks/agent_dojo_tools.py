@@ -7,7 +7,7 @@
 - What these tools cannot take back is `irrevocable`: payments, bookings, deletions, a password, a removed user.
 
 Controls say where a call acts: recipients, addresses, ids, names of what is changed; and for standing orders how much.
-`asked_by` are the verbs by which a person asks for it (for a password, its name).
+`asked_by` are the verbs by which a person asks for it (for a password, its name); "mail" is no verb in "read my mail".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _declared(effect: Effect, controls: str, asked_by: str, heading: str = "") -
 #: Tools that do more than read; all others read.
 TOOLS = {
     # Mail: once sent it is out; a deleted mail has no tool that brings it back.
-    "send_email": _declared("egress", "recipients cc bcc", "send mail forward reply", "subject"),
+    "send_email": _declared("egress", "recipients cc bcc", "send forward reply", "subject"),
     "delete_email": _declared("irrevocable", "email_id", "delete remove"),
     # Calendar: every change is mailed to the participants.
     "create_calendar_event": _declared("egress", "participants", "create add book schedule", "title"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from agent_place import FILES, Place, ended, told
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qafila.agent.events import Decided
 from qafila.agent.policy import DEFAULTS, Policy, Rule, proposed, with_writes
 from qafila.agent.provenance import Trusted, declared_keys, plain, untrusted
 from qafila.agent.tool import EFFECTS, Effect, Tool, tool
+from qafila.agent.undo import undo
 
 GOAL = "Send 250 euros to Salma (salma@caravan.example), and write it into notes/may.txt."
 TRUSTED = Trusted([GOAL, "أرسل إلى سلمى ٣ رسائل في ٢٠٢٤-٠٥-١٦، والمبلغ ١٬٢٠٠٫٥٠", "Refund 10.00 of $30,000 by Ⅷ"])
@@ -172,6 +174,7 @@ def slow(goal: str, value: Any) -> bool:
     return text in plain(goal) or (not isinstance(value, str) and text in plain(goal).replace(",", ""))
 
 
+@settings(derandomize=True, deadline=None)
 @given(goal=goals, made=arguments, effect=st.sampled_from(EFFECTS[2:]), asked=st.booleans(), bare=st.booleans())
 def test_a_hijacked_planner_gets_no_value_and_no_tool_through_that_is_not_the_users(
     goal: str, made: Mapping[str, Any], effect: Effect, asked: bool, bare: bool
@@ -188,17 +191,20 @@ def test_a_hijacked_planner_gets_no_value_and_no_tool_through_that_is_not_the_us
         assert "not from your words" in why or "do not ask for it" in why
 
 
+@settings(derandomize=True, deadline=None)
 @given(text=st.text(max_size=30), goal=goals)
 def test_no_text_is_the_users_because_somebody_else_wrote_it(text: str, goal: str) -> None:
     if plain(text) not in plain(goal) and text.strip().lower() not in goal.lower():
         assert not Trusted([goal]).holds(text)
 
 
+@settings(derandomize=True, deadline=None)
 @given(text=st.text(max_size=20))
 def test_what_the_user_wrote_is_the_users(text: str) -> None:
     assert Trusted([f"Say ({text}) to Salma"]).holds(f"({text})")
 
 
+@settings(derandomize=True, deadline=None)
 @given(number=st.one_of(st.integers(0, 10**6), st.floats(0, 10**6, width=32)))
 def test_numbers_are_the_users_by_what_they_are_worth(number: float) -> None:
     shown = f"{Decimal(repr(number)):,f}"
@@ -238,6 +244,13 @@ def test_rules_about_what_is_untrusted_hold_of_the_choice_too() -> None:
     write = sends("write", frozenset({"to"}), frozenset())
     assert with_writes(Policy()).judge(proposed(write, {"to": "x"}, Trusted(["y"], read=True)))[0] == "allow"
     assert with_writes(Policy()).judge(proposed(write, {"to": "y"}, Trusted(["y"], read=True)))[0] == "allow"
+
+
+def test_a_server_that_names_its_tool_after_a_common_word_is_not_asked_for_by_it() -> None:
+    mail = sends("egress", frozenset({"to"}), frozenset())
+    goal = Trusted(["Send Salma the news"], read=True)
+    assert proposed(mail, {"to": "Salma"}, goal).chosen
+    assert not proposed(replace(mail, origin="some-server"), {"to": "Salma"}, goal).chosen
 
 
 def test_keys_that_the_tools_author_named_are_nobodys() -> None:
@@ -282,3 +295,13 @@ def test_what_is_said_since_counts_and_what_the_run_notes_does_not(place: Place)
     assert told(place.work(agent, run, decisions=no)) == [("refused", "the user said no")]
     assert place.state(run).said == ["Read notes.txt.", "Now go on."]
     assert place.state(run).has_read
+
+
+def test_what_a_run_says_of_its_own_changes_is_not_the_users(place: Place) -> None:
+    script = [[("write_file", {"path": "a.txt", "text": "x"})], "written", "I see"]
+    agent = place.agent(script)
+    run = agent.begin("Make a.txt.")
+    place.work(agent, run)
+    undo(place.journal, run)
+    assert place.state(run).said == ["Make a.txt."]
+    assert "write_file" in place.state(run).messages[-1].text

@@ -39,6 +39,8 @@ DEFAULTS: Mapping[Effect, Verdict] = {
     "irrevocable": "ask",
 }
 _KEYS = ("tool", "effect", "when", "from", "then", "why")
+#: Origins of tools whose names were chosen by their author on this machine, and not by a server.
+_OURS = ("built-in", "python")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Prop
     As long as the model has been told nothing but the user's words, its choice of a tool is the user's, and what has to
     stand in the user's words are the tool's `controls`. Once it has read something else, the user's words have to ask
     for the tool as well; and of what leaves this machine or cannot be undone, and of tools that name no controls,
-    every argument has to be the user's. An argument that is left out is as the tool's author meant it.
+    every argument has to be the user's. An argument that is left out is as the tool's author meant it. The name of a
+    tool counts as a word that asks for it, unless a server chose that name.
 
     Args:
         tool: that is to be called. arguments: as the model wrote them. trusted: the user's words.
@@ -75,7 +78,8 @@ def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Prop
         return Proposed(tool.name, tool.effect, arguments, foreign, tool.controls)
     whole = tool.effect in ("egress", "irrevocable") or not tool.controls
     controls = frozenset(arguments) if whole else tool.controls
-    return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for((tool.name, *tool.asked_by)))
+    words = (*tool.asked_by, tool.name) if tool.origin in _OURS else tool.asked_by
+    return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words))
 
 
 @dataclass(frozen=True, slots=True)
