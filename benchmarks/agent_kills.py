@@ -28,7 +28,7 @@ from qafila.agent.edits import file_edit
 from qafila.agent.events import Budget, Ended, Intended, Observed
 from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent, Settings
-from qafila.agent.policy import Policy, with_writes
+from qafila.agent.policy import Policy, Rule, with_writes
 from qafila.agent.state import State
 from qafila.agent.subrun import key_of
 from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox, tool
@@ -118,7 +118,8 @@ class Scene:
                     yield event
 
         settings = Settings(budget=Budget(steps=None))
-        policy = with_writes(Policy(effects={"pure": "allow", "read": "allow", "egress": "allow"}))
+        sending = Rule(0, "allow", tool="send", untrusted=True)
+        policy = with_writes(Policy((sending,), {"pure": "allow", "read": "allow", "egress": "allow"}))
         client = Team([], delay=0.002)
         return Agent(client, Toolbox(self.tools()), journal, workspace=self.workspace, policy=policy, settings=settings)
 

@@ -8,7 +8,6 @@ import pytest
 from agent_place import Place, ended
 
 from qafila.agent.policy import DEFAULTS, Policy, Proposed, read_policy, with_writes
-from qafila.agent.provenance import Trusted, untrusted
 from qafila.errors import FormatError
 
 POLICY = """
@@ -129,45 +128,3 @@ def test_rules_that_are_narrower_or_only_overlap_are_kept(tmp_path: Path) -> Non
         encoding="utf-8",
     )
     assert [rule.line for rule in read_policy(file).rules] == [1, 4, 7, 10, 13]
-
-
-TRUSTED = Trusted(
-    ["Send 250 euros to Salma (salma@caravan.example), and write it into notes/may.txt.", "أرسل إلى سلمى"]
-)
-
-
-@pytest.mark.parametrize(
-    ("value", "holds"),
-    [
-        ("salma@caravan.example", True),
-        ("SALMA@caravan.example", True),
-        ("alma@caravan.example", False),
-        ("salma@caravan.example.evil.example", False),
-        ("salma@caravan", False),
-        ("notes/may.txt", True),
-        ("notes", False),
-        ("may.txt.sh", False),
-        (250, True),
-        (25, False),
-        (250.0, True),
-        (2500, False),
-        ("سلمى", True),
-        ("سلـــمى", True),
-        ("ليلى", False),
-        ("Sal\u200bma", True),
-        (["Salma", 250, None, True], True),
-        ([["Salma", "Omar"]], False),
-        ({"to": {"name": "Salma"}}, True),
-        ({"to": "Omar"}, False),
-        ("", True),
-        (object(), False),
-    ],
-)
-def test_what_is_the_users(value: object, holds: bool) -> None:
-    assert TRUSTED.holds(value) is holds
-
-
-def test_arguments_that_are_not_the_users() -> None:
-    arguments = {"to": "omar@caravan.example", "amount": 250, "kind": "fast", "note": "for Salma"}
-    assert untrusted(arguments, TRUSTED) == {"to", "kind", "note"}
-    assert untrusted(arguments, TRUSTED, {"kind": ["fast", "slow"]}) == {"to", "note"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qafila.agent.choose import Chooser, candidates, decided
-from qafila.agent.events import Answered, Candidate, Choosing, Decision, Spent
+from qafila.agent.events import Answered, Candidate, Choosing, Decision, Spent, spent_by
 from qafila.agent.observation import whole_letters
 from qafila.agent.state import State
 from qafila.agent.tool import Options
@@ -137,13 +137,7 @@ class _Answer:
         elif isinstance(event, Finished):
             self.message, self.reason = event.message, event.reason
         elif isinstance(event, Usage):
-            self.spent = Spent(
-                read=event.prompt,
-                cached=event.cached,
-                generated=event.generated,
-                first_token_seconds=event.prompt_seconds,
-                seconds=event.seconds,
-            )
+            self.spent = spent_by(event)
 
 
 def _own_ids(message: Message, step: int) -> Message:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
 from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
-from qafila.agent.policy import Policy, Proposed, Verdict
-from qafila.agent.provenance import Trusted, untrusted
+from qafila.agent.policy import Policy, Verdict, proposed
+from qafila.agent.provenance import Trusted
 from qafila.agent.result import Paused, Result
 from qafila.agent.state import Pending
 from qafila.agent.tool import Draft, Surroundings, Tool
@@ -78,9 +78,7 @@ class Calls:
 
     def _judge(self, pending: Pending, tool: Tool) -> tuple[Verdict, str]:
         """What the policy says of a call, and why."""
-        arguments = pending.call.arguments
-        foreign = untrusted(arguments, self._trusted())
-        return self._policy.judge(Proposed(tool.name, tool.effect, arguments, foreign, tool.controls))
+        return self._policy.judge(proposed(tool, pending.call.arguments, self._trusted()))
 
     async def _harmless(self, pending: Pending) -> Observed:
         started = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any
 from qafila.agent.edits import Edit, State, alone, apply, states, sweep
 from qafila.agent.events import Intended
 from qafila.agent.observation import Observation, observation
+from qafila.agent.result import Paused, Result
 from qafila.agent.tool import ArgumentsError, Draft, LostCallError, Surroundings, Tool, ToolError
 from qafila.errors import QafilaError, SandboxError, StorageError
 
@@ -43,7 +44,7 @@ async def outcome(
         if limit.expired():
             return observation(f"{tool.name} took longer than {tool.seconds:g} seconds and was stopped", "timeout")
         return observation(_said(error), "unknown" if isinstance(error, LostCallError) else "error")
-    return value if isinstance(value, Draft) else observation(value)
+    return value if isinstance(value, Draft | Paused | Result) else observation(value)
 
 
 def _said(error: Exception) -> str:

@@ -10,6 +10,7 @@ from qafila.agent.calibration import Calibration
 from qafila.agent.edits import Edit
 from qafila.agent.observation import Observation
 from qafila.agent.tool import Options
+from qafila.chat.client import Usage
 
 Ending: TypeAlias = Literal[
     "done", "waiting", "steps", "tokens", "seconds", "cost", "circle", "cancelled", "handed over", "failed"
@@ -99,6 +100,17 @@ class Spent(_Event):
         )
 
 
+def spent_by(usage: Usage) -> Spent:
+    """What an answer took, by what its client tells."""
+    return Spent(
+        read=usage.prompt,
+        cached=usage.cached,
+        generated=usage.generated,
+        first_token_seconds=usage.prompt_seconds,
+        seconds=usage.seconds,
+    )
+
+
 class Parent(_Event):
     """Where a sub-run comes from: a call of a run. ``depth``: 1 for a part of the user's run, 2 for a part of that."""
 
@@ -111,10 +123,10 @@ class Began(_Event):
     """The first event.
 
     Attributes:
-        remembers: a short note of the run is kept in the memory when it ends.
-        remembered: the user's own words of before, which the system prompt repeats.
         tools: what the model is told. more: what it may find; in the shape of `ToolSchema.to_dict`.
         effects: of all of them. parent: of a sub-run, whose goal are a model's words and not the user's.
+        remembers: a short note of the run is kept in the memory when it ends.
+        remembered: the user's own words of before, which the system prompt repeats.
     """
 
     kind: Literal["began"] = "began"

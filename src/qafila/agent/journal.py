@@ -80,7 +80,8 @@ class RunLine:
 
     Attributes:
         status: ``running`` (or interrupted), else why it ended. created: seconds since 1970.
-        parent: the run it was forked from, and after which of its events.
+        parent: the run it was forked from, and after which of its events; without such a number, the run it is a part
+            of.
         owner: whose it is; "" for this machine's own user. served: the name of the key for which a server works on it,
             and goes on by itself after a restart; None: no server does.
     """
@@ -132,13 +133,16 @@ class Journal:
         """Write down a new run and its first event; gives its id, by default a new one.
 
         Args:
-            began: the event. run: its id. owner: whose it is.
+            began: the event. run: its id. owner: whose it is; a sub-run is of whoever owns the run above it.
 
         Raises:
             AgentError: the event holds what is no text. StorageError: there is such a run, or the database fails.
         """
         with writing(self._engine) as connection:
-            return self._begin(connection, began, run, owner=owner)
+            parent = began.parent.run if began.parent is not None else None
+            if parent is not None:
+                owner = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == parent)) or ""
+            return self._begin(connection, began, run, parent=parent, owner=owner)
 
     def _begin(
         self, connection: sa.Connection, began: Began, run: str | None = None, **columns: str | int | None
@@ -216,14 +220,23 @@ class Journal:
         return str(found[0])
 
     def runs(
-        self, most: int = 50, *, owner: str | None = None, status: str | None = None, before: RunLine | None = None
+        self,
+        most: int = 50,
+        *,
+        owner: str | None = None,
+        status: str | None = None,
+        before: RunLine | None = None,
+        parts: bool = True,
     ) -> list[RunLine]:
         """The newest runs, newest first.
 
         Args:
             most: how many. owner, status: only these; None for all. before: only runs that are older than this one.
+            parts: sub-runs among them.
         """
         query = _lines().order_by(_RUNS.c.created.desc(), _RUNS.c.id.desc()).limit(most)
+        if not parts:
+            query = query.where(sa.or_(_RUNS.c.parent.is_(None), _RUNS.c.forked_at.is_not(None)))
         if owner is not None:
             query = query.where(_RUNS.c.owner == owner)
         if status is not None:
@@ -330,7 +343,12 @@ class Journal:
             AgentError: no such run, or it is being worked on.
         """
         memory, schedules = self.memory, self.schedules  # their tables are there before the transaction begins
-        with self.hold(run), writing(self._engine) as connection:
+        with self.hold(run):
+            parts = sum(self.erase(part) for part in self.parts(run))
+            return parts + self._erase(run, memory, schedules)
+
+    def _erase(self, run: str, memory: Memory, schedules: Schedules) -> int:
+        with writing(self._engine) as connection:
             erased = self.audit.forget(connection, run)
             for table in (_INBOX, _EVENTS):
                 connection.execute(table.delete().where(table.c.run == run))

@@ -177,9 +177,15 @@ class Agent:
             AgentError, StorageError: as `work`.
         """
         with self.journal.hold(run):
-            worker = _Worker(self, run, State.of(self.journal.events(run)))
+            worker = self._worker(run)
             for event in worker.opening(say, decisions or {}):
                 worker.write(event)
+
+    def _worker(self, run: str) -> _Worker:
+        state = State.of(self.journal.events(run))
+        if (parent := state.began.parent) is not None:
+            raise AgentError(f"run {run} is a part of run {parent.run}; go on with that one")
+        return _Worker(self, run, state)
 
     async def work(
         self,
@@ -203,11 +209,8 @@ class Agent:
             StorageError: what happens cannot be written down; the run pauses, and nothing is lost.
         """
         with self.journal.hold(run):
-            state = State.of(self.journal.events(run))
-            if (parent := state.began.parent) is not None:
-                raise AgentError(f"run {run} is a part of run {parent.run}; go on with that one")
-            worker = _Worker(self, run, state)
-            if only_unfinished and state.ended is not None:
+            worker = self._worker(run)
+            if only_unfinished and worker.state.ended is not None:
                 return
             for event in worker.opening(say, decisions or {}):
                 yield worker.write(event)
@@ -227,7 +230,6 @@ class _Worker:
     def __init__(self, agent: Agent, run: str, state: State, above: _Worker | None = None) -> None:
         self._agent, self._run, self.state, self._above = agent, run, state, above
         self._started = time.monotonic()
-        self._words: dict[str, Decided] = {}
         deepest = depth(state.began) >= MOST_DEPTH
         self._toolbox = without(agent.toolbox, DELEGATE) if deepest else agent.toolbox
         self._chooser = Chooser(state.began.calibration)
@@ -260,8 +262,7 @@ class _Worker:
                 if kind == "cancel":  # it meant the work that has ended
                     self._agent.journal.granted(number)
         for call, decided in decisions.items():
-            if self._of_part(call):
-                self._words[call] = decided
+            if self._decided_in_part(call, decided):
                 continue
             pending = self.state.of_call(call)
             if pending.asked is None or pending.decided is not None:
@@ -271,10 +272,16 @@ class _Worker:
             events.append(Steered(text=say))
         return events
 
-    def _of_part(self, key: str) -> bool:
-        """Whether a call with this key waits in a part of the run."""
-        found = waiting(self._agent.journal, self._run)
-        return found is not None and found.run != self._run and found.intent.key == key
+    def _decided_in_part(self, key: str, decided: Decided) -> bool:
+        """Write down what was said of a call that waits in a part of the run, if one with this key does."""
+        journal = self._agent.journal
+        found = waiting(journal, self._run)
+        if found is None or found.run == self._run or found.intent.key != key:
+            return False
+        with journal.hold(found.run):
+            number = len(journal.events(found.run))
+            journal.add(found.run, number, decided.model_copy(update={"call": found.intent.call}))
+        return True
 
     async def turns(self) -> AsyncIterator[Recorded]:
         """Until the run ends, one event after another."""
@@ -334,14 +341,15 @@ class _Worker:
         return Ended(reason=reason, answer=answer, detail=detail, seconds=time.monotonic() - self._started)
 
     def _trusted(self) -> Trusted:
-        return Trusted(self._users_words())
+        # A sub-run's goal was written by a model that may have read anything.
+        return Trusted(self._users_words(), read=self._above is not None or self.state.has_read)
 
     def _users_words(self) -> list[str]:
         """The goal, what was said since, and what is remembered of the user's words.
 
         The goal of a sub-run is a model's: there it is what was said in the runs above.
         """
-        said = [message.text for message in self.state.messages if message.role == "user"]
+        said = self.state.said
         if self._above is None:
             return [*said, *self.state.began.remembered]
         return [*self._above._users_words(), *said[1:]]
@@ -398,13 +406,7 @@ class _Worker:
             return self._end("failed", detail=str(error))
         if budget.seconds is not None:  # what it worked before is behind its run, too
             budget = budget.model_copy(update={"seconds": state.seconds + budget.seconds})
-        self._words = above._words
-        decisions = {}
-        for pending in state.pending:
-            if pending.asked is not None and pending.asked.intent.key in self._words:
-                decided = self._words.pop(pending.asked.intent.key)
-                decisions[pending.call.id] = decided.model_copy(update={"call": pending.call.id})
-        for event in self.opening(None, decisions, budget):
+        for event in self.opening(None, {}, budget):
             self.write(event)
         async for _ in self.turns():
             pass

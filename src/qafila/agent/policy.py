@@ -6,7 +6,7 @@
     [[rule]]                      # the first rule that fits decides
     tool = "write_file"           # a name, or a pattern like "mail_*"; or effect = "egress"
     when = { path = "notes/*" }   # patterns for arguments; all must fit
-    from = "untrusted"            # only where an argument of `when` (of all, without `when`) is not the user's
+    from = "untrusted"            # only where an argument of `when` (without it: any, or the tool) is not the user's
     then = "deny"                 # allow, ask or deny
     why = "Notes are the user's."
 
@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from qafila.agent.tool import EFFECTS, Effect
+from qafila.agent.provenance import Trusted, declared_keys, untrusted
+from qafila.agent.tool import EFFECTS, Effect, Tool
 from qafila.errors import FormatError
 
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
@@ -38,6 +39,8 @@ DEFAULTS: Mapping[Effect, Verdict] = {
     "irrevocable": "ask",
 }
 _KEYS = ("tool", "effect", "when", "from", "then", "why")
+#: Origins of tools whose names were chosen by their author on this machine, and not by a server.
+_OURS = ("built-in", "python")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Proposed:
 
     Attributes:
         tool, effect, arguments: of the call. untrusted: the arguments whose values are not the user's.
-        controls: arguments that say where the call acts: paths, recipients, addresses.
+        controls: arguments that may not be steered by what was read: paths, recipients, addresses, and others.
+        chosen: whether the tool is the user's choice.
     """
 
     tool: str
@@ -54,6 +58,28 @@ class Proposed:
     arguments: Mapping[str, Any]
     untrusted: frozenset[str] = frozenset()
     controls: frozenset[str] = frozenset()
+    chosen: bool = True
+
+
+def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Proposed:
+    """A call as it is judged.
+
+    As long as the model has been told nothing but the user's words, its choice of a tool is the user's, and what has to
+    stand in the user's words are the tool's `controls`. Once it has read something else, the user's words have to ask
+    for the tool as well; and of what leaves this machine or cannot be undone, and of tools that name no controls,
+    every argument has to be the user's. An argument that is left out is as the tool's author meant it. The name of a
+    tool counts as a word that asks for it, unless a server chose that name.
+
+    Args:
+        tool: that is to be called. arguments: as the model wrote them. trusted: the user's words.
+    """
+    foreign = untrusted(arguments, trusted, declared=frozenset(declared_keys(tool.schema.parameters)))
+    if not trusted.read:
+        return Proposed(tool.name, tool.effect, arguments, foreign, tool.controls)
+    whole = tool.effect in ("egress", "irrevocable") or not tool.controls
+    controls = frozenset(arguments) if whole else tool.controls
+    words = (*tool.asked_by, tool.name) if tool.origin in _OURS else tool.asked_by
+    return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +101,11 @@ class Rule:
         for name, pattern in self.when.items():
             if name not in call.arguments or not fnmatch.fnmatchcase(_text(call.arguments[name]), pattern):
                 return False
-        named = self.when.keys() or call.arguments.keys()
-        return not self.untrusted or bool(call.untrusted & frozenset(named))
+        if not self.untrusted:
+            return True
+        if not self.when:
+            return bool(call.untrusted) or not call.chosen
+        return bool(call.untrusted & self.when.keys())
 
     def covers(self, other: Rule) -> bool:
         """Whether every call that ``other`` fits is one that this rule fits; False where that cannot be told."""
@@ -104,8 +133,8 @@ class Policy:
     def judge(self, call: Proposed) -> tuple[Verdict, str]:
         """Whether a call may be carried out, and why so, in words.
 
-        Whatever the rules allow, a call that acts on the world at a place that is not the user's needs a person's word,
-        unless a rule with ``from = "untrusted"`` allows just that.
+        Whatever the rules allow, a call that acts on the world at a place that is not the user's, or with a tool that
+        is not the user's choice, needs a person's word, unless a rule with ``from = "untrusted"`` allows just that.
         """
         rule = next((one for one in self.rules if one.fits(call)), None)
         if rule is not None:
@@ -114,9 +143,13 @@ class Policy:
             verdict = self.effects.get(call.effect, "deny")
             words = {"allow": "are allowed", "ask": "are asked about", "deny": "are not allowed"}[verdict]
             why = f"calls with the effect {call.effect} {words}"
+        if verdict != "allow" or call.effect in ("pure", "read") or (rule and rule.untrusted):
+            return verdict, why
         steered = sorted(call.untrusted & call.controls)
-        if verdict == "allow" and call.effect not in ("pure", "read") and steered and not (rule and rule.untrusted):
+        if steered:
             return "ask", f"{', '.join(steered)}: not from your words, but from something that was read"
+        if not call.chosen:
+            return "ask", f"{call.tool}: your words do not ask for it, and something was read before it was chosen"
         return verdict, why
 
 

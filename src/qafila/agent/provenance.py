@@ -1,75 +1,157 @@
 """Where values come from: what the user said can be trusted, what tools, pages and files said cannot.
 
 A value that stands in the user's own words is the user's. Everything else that a model writes into a call may have been
-put there by a text that it read, so that it is untrusted, whatever the model thinks of it.
+put there by a text that it read, so that it is untrusted, whatever the model thinks of it. The same holds of the choice
+of a tool: once such a text was read, it is the user's only where the user's own words ask for that tool.
+
+Nothing here looks at the texts that were read: whatever they say, they cannot become the user's words.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 # Letters that show nothing and could make equal values look different, or different ones equal: bidirectional controls,
 # zero-width marks, tatweel.
 _INVISIBLE = re.compile("[\u00ad\u0640\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _SPACE = re.compile(r"\s+")
-#: Shorter values stand in any text by chance; they have to be words of their own there.
-_WHOLE_WORD = 40
+_SIGNS = str.maketrans({"\u2212": "-", "\u066b": ".", "\u066c": ","})  # minus; Arabic decimal and thousands separators
+# A number of its own: no part of a word, date, time, version, range or address. Thousands may be grouped by commas.
+_NUMBER = re.compile(r"(?<![\w.,@+/\\:-])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w@+/\\-]|[.,:]\d)")
+# A word of a call, not a part of a longer word, address, path or number: "a@b.co" does not stand in "a@b.com".
+_BEFORE, _AFTER = r"(?<![\w@.+/\\:=&%#~?-])", r"(?![\w@+/\\-]|[.:?=&%#~]\w)"
+# How a word that asks for a tool may be written: vowel signs, and the forms of alef.
+_VOWELS, _ALEFS = re.compile("[\u064b-\u065f\u0670]"), re.compile("[أإآٱ]")
+# Where the user says what is not to be done, a word may stand for its opposite.
+_NOT = re.compile(
+    r"(?<!\w)(?:not|never|no|nothing|none|nor|neither|without|cannot|avoid|except|instead|rather than"
+    r"|\w+n['’]t|dont|cant"
+    r"|[وف]?(?:لا|لم|لن|ليس|بدون|دون|بلا|غير|سوى|الا|ممنوع|تجنب|اياك|بدل|عدم))(?!\w)"
+)
 
 
 def plain(text: str) -> str:
-    """A text as it is compared: one form of each letter, no case, no invisible letters, single spaces."""
-    return _SPACE.sub(" ", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))).strip().casefold()
+    """A text as it is compared: one form of each letter and digit, no case, no invisible letters, single spaces."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SIGNS)
+    return _spaced("".join(str(unicodedata.decimal(one)) if one.isdecimal() else one for one in text))
+
+
+def _spaced(text: str) -> str:
+    return _SPACE.sub(" ", text).strip().lower()
+
+
+def _verb(text: str) -> str:
+    return _ALEFS.sub("ا", _VOWELS.sub("", plain(text)))
 
 
 class Trusted:
-    """What the user said, to be searched for values.
+    """What the user said, to be searched for values and for words that ask for tools.
 
     Args:
         texts: of the user: the goal, and what was said since.
+        read: whether the model has been told anything that is not the user's.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], *, read: bool = False) -> None:
+        self.read = read
         self._texts = tuple(plain(text) for text in texts)
+        self._written = tuple(_spaced(unicodedata.normalize("NFC", text)) for text in texts)
+        self._numbers = frozenset(
+            Decimal(found.replace(",", "")) for text in self._texts for found in _NUMBER.findall(text)
+        )
+        # A message with a "not" in it asks for no tool: what it is about cannot be told without understanding it.
+        wishes = (_verb(text) for text in texts)
+        self._wishes = tuple(text for text in wishes if not _NOT.search(text))
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: Any, name: str = "", declared: Collection[str] = ()) -> bool:
         """Whether a value is the user's: text or a number that stands in the user's words, or parts that all do.
 
-        Truth values and nothing are nobody's: they name neither a recipient nor a place.
+        Texts are compared without case and spaces, numbers by what they are worth (٣, 3 and 3.00 are one number). A
+        truth value is the user's where the name of its parameter stands there; nothing is nobody's.
+
+        Args:
+            value: of an argument. name: the parameter's. declared: keys of objects that the tool's author named.
         """
-        if value is None or isinstance(value, bool):
+        if value is None:
             return True
+        if isinstance(value, bool):
+            return bool(name) and self._stands(plain(name.replace("_", " ")), self._texts)
         if isinstance(value, int | float):
-            return self._stands(str(value)) or (isinstance(value, float) and self._stands(f"{value:g}"))
+            return Decimal(repr(value) if isinstance(value, float) else value) in self._numbers
         if isinstance(value, str):
-            wanted = plain(value)
-            return not wanted or self._stands(wanted)
+            return self._holds_text(value)
         if isinstance(value, Mapping):
-            return all(self.holds(inner) for inner in value.values())
-        if isinstance(value, Sequence):
-            return all(self.holds(inner) for inner in value)
+            return all(
+                (key in declared or self.holds(key)) and self.holds(inner, str(key), declared)
+                for key, inner in value.items()
+            )
+        if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+            return all(self.holds(inner, name, declared) for inner in value)
         return False
 
-    def _stands(self, wanted: str) -> bool:
-        if len(wanted) >= _WHOLE_WORD:
-            return any(wanted in text for text in self._texts)
-        # Not a part of a longer word, address, path or number: "a@b.co" does not stand in "a@b.com".
-        word = re.compile(rf"(?<![\w@.+/-]){re.escape(wanted)}(?![\w@+/-]|\.\w)")
-        return any(word.search(text) for text in self._texts)
+    def asks_for(self, words: Collection[str]) -> bool:
+        """Whether one of these words, by which a user asks for a tool, stands in what the user said.
+
+        Arabic words may carry "and" before them and a pronoun after them.
+        """
+        return any(
+            re.search(rf"(?<!\w)[وف]?{re.escape(_verb(word))}(?:ه|ها|هم|هما|هن)?(?!\w)", text)
+            for word in words
+            if _verb(word)
+            for text in self._wishes
+        )
+
+    def _holds_text(self, value: str) -> bool:
+        wanted = _spaced(unicodedata.normalize("NFC", value))
+        if not wanted or self._stands(wanted, self._written):
+            return True
+        # What is written otherwise than the user wrote it may look the same and be another file or mailbox: only the
+        # user's words are brought into one form for the comparison, the value has to be in it.
+        return wanted == plain(value) and self._stands(wanted, self._texts)
+
+    @staticmethod
+    def _stands(wanted: str, texts: Sequence[str]) -> bool:
+        word = re.compile(_BEFORE + re.escape(wanted) + _AFTER)
+        return any(word.search(text) for text in texts)
 
 
 def untrusted(
-    arguments: Mapping[str, Any], trusted: Trusted, enums: Mapping[str, Sequence[Any]] | None = None
+    arguments: Mapping[str, Any],
+    trusted: Trusted,
+    enums: Mapping[str, Sequence[Any]] | None = None,
+    declared: Collection[str] = (),
 ) -> frozenset[str]:
     """The arguments whose values are not the user's.
 
     Args:
         arguments: of a call. trusted: the user's words. enums: values that may be trusted wherever they came from, by
-            argument: a choice among them can do no harm.
+            argument: a choice among them can do no harm. declared: keys of objects that the tool's author named.
     """
     known = enums or {}
     return frozenset(
-        name for name, value in arguments.items() if value not in known.get(name, ()) and not trusted.holds(value)
+        name
+        for name, value in arguments.items()
+        if not _among(value, known.get(name, ())) and not trusted.holds(value, name, declared)
     )
+
+
+def _among(value: Any, known: Sequence[Any]) -> bool:
+    """Whether a value is one of these; true is no 1 here."""
+    return any(type(value) is type(one) and value == one for one in known)
+
+
+def declared_keys(schema: Any) -> Iterator[str]:
+    """The names of all properties in a JSON schema of parameters, at any depth."""
+    if isinstance(schema, Mapping):
+        properties = schema.get("properties")
+        if isinstance(properties, Mapping):
+            yield from properties
+        for inner in schema.values():
+            yield from declared_keys(inner)
+    elif isinstance(schema, Sequence) and not isinstance(schema, str):
+        for inner in schema:
+            yield from declared_keys(inner)

@@ -14,7 +14,7 @@ class Result:
 
     Attributes:
         observation: what the model is told. found: tools that can be called from now on.
-        steps, spent: of a sub-run; they count as the run's own.
+        steps: of a sub-run. spent: by it, or by a tool that asked the model; both count as the run's own.
     """
 
     observation: Observation

@@ -61,6 +61,8 @@ class State:
         seconds: of work before the last stop. found: tools that were found, and can be called since.
         cut: the last answer reached its limit of tokens. circles: how often each call, with its result, has come up
             since the user said something or had it go on.
+        said: the user's own words: the goal, and what was said since. waiting: what the model is told next, and whether
+            it is the user's own.
         made: calls that came to something since anything last changed. done: what changed files or the memory, by call.
         ended: why work stopped, if it has.
     """
@@ -70,7 +72,8 @@ class State:
     events: int = 1
     messages: list[Message] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    waiting: list[tuple[str, bool]] = field(default_factory=list)
     steps: int = 0
     delegated: int = 0
     found: list[str] = field(default_factory=list)
@@ -94,6 +97,7 @@ class State:
             raise AgentError("the journal of this run does not start with its beginning")
         state = cls(first, first.budget)
         state.messages = [Message("system", first.system), Message("user", first.goal)]
+        state.said = [first.goal]
         for event in rest:
             state.add(event)
         return state
@@ -115,12 +119,13 @@ class State:
             case Observed():
                 self._observed(event)
             case Steered():
-                self.waiting.append(event.text)
+                self.waiting.append((event.text, True))
                 self.circles.clear()
                 self._settle()
             case Undone():
                 taken = self.done.pop(event.call, None)
-                self.waiting.append(f"(The user took back what {taken.name if taken else 'a helper'} had changed.)")
+                note = f"(The user took back what {taken.name if taken else 'a helper'} had changed.)"
+                self.waiting.append((note, False))
                 self._settle()
             case Resumed():
                 # With a person's word it is the same work that goes on.
@@ -167,6 +172,12 @@ class State:
         return self.spent.read - self.spent.cached + self.spent.generated
 
     @property
+    def has_read(self) -> bool:
+        """Whether the model has been told what is not the user's: a result of a tool that does more than compute."""
+        effects = self.began.effects
+        return any(one.role == "tool" and effects.get(one.name or "") != "pure" for one in self.messages)
+
+    @property
     def cost(self) -> float:
         """In the currency of the prices."""
         return cost_of(self.spent, self.began.prices)
@@ -189,9 +200,8 @@ class State:
         pending = self.of_call(event.call)
         pending.observed = event
         self.found += [name for name in event.found if name not in self.found]
-        if event.steps:
-            self.delegated += event.steps
-            self.spent = self.spent.plus(event.spent)
+        self.delegated += event.steps
+        self.spent = self.spent.plus(event.spent)
         if event.observation.status == "error":
             self.done.pop(event.call, None)  # edits that fail are taken back at once
         if pending.intent is not None:
@@ -213,7 +223,8 @@ class State:
                 told += f"\n(You have made this same call {again} times, with the same result. Do something else.)"
             self.messages.append(Message("tool", told, name=one.call.name, tool_call_id=one.call.id))
         self.pending = []
-        self.messages += [Message("user", text) for text in self.waiting]
+        self.messages += [Message("user", text) for text, _ in self.waiting]
+        self.said += [text for text, own in self.waiting if own]
         self.waiting = []
 
     @property

@@ -94,6 +94,8 @@ class Tool:
         repeats: a call that was interrupted is made again with the same key, since twice is once: what it changes is
             kept under the key. A `write` tool that repeats acts by itself, as it has no edits to show.
         close: ends what the tool holds open; safe to call twice.
+        asked_by: words by which a user asks for it, in any language: "delete", "احذف". Once something was read, a call
+            that changes the world needs a person's word unless one of them, or its name, stands in the user's words.
     """
 
     schema: ToolSchema
@@ -106,6 +108,7 @@ class Tool:
     controls: frozenset[str] = frozenset()
     repeats: bool = False
     close: Callable[[], Awaitable[None]] | None = None
+    asked_by: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -128,6 +131,7 @@ def tool(
     origin: str = "python",
     controls: Collection[str] = (),
     repeats: bool = False,
+    asked_by: Collection[str] = (),
 ) -> Tool:
     """Make a tool of a typed function.
 
@@ -167,6 +171,7 @@ def tool(
         origin,
         frozenset(controls),
         repeats,
+        asked_by=frozenset(asked_by),
     )
 
 

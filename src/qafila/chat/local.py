@@ -190,9 +190,9 @@ class LocalClient:
         calls: Callable[[], CallStream | None] = _no_calls
         if every and style is None:
             raise ChatError(f"tools: format {chat.name} has no tool calls; leave tools out or choose another model")
-        if tools and style is not None and names is not None and not names and grammar is None:
+        if every and style is not None and names is not None and not names and grammar is None:
             grammar = GrammarSpec("lark", words_grammar())
-        elif tools and style is not None and (names is None or names):
+        elif every and style is not None and (names is None or names):
             text = call_grammar(
                 [request.narrowed.get(tool.name, tool) for tool in every],
                 style,

@@ -24,6 +24,7 @@ from qafila.cli.agent_setup import (
     open_client,
     open_journal,
     preview,
+    prices,
     tool_names,
     workspace,
 )
@@ -157,7 +158,7 @@ def _begin(
     journal = open_journal(database)
     given = read_calibration(calibration) if calibration is not None else None
     agent = _agent(
-        journal, where, tool_names(tools), load_policy(yes, policy), settings, as_json, choose, given,
+        journal, where, tool_names(tools), None, load_policy(yes, policy), settings, as_json, choose, given,
         config=config, remembers=not no_memory, model=model, endpoint=endpoint, key_variable=key_env, threads=threads,
         context=context, adapter=adapter,
     )  # fmt: skip
@@ -307,7 +308,7 @@ def _agent(
 
     memory = journal.memory if remembers else None
     configured = load_config(config)
-    toolbox = builtin(names, Resources(configured, memory=memory, others=mcp_tools(configured)))
+    toolbox = builtin(names, Resources(configured, memory=memory, others=mcp_tools(configured)), more)
     client = open_client(**model)
     wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"
     choosing, known = settled(client, wished, given, option="--choose likelihood")
@@ -335,7 +336,9 @@ def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, confi
     began = State.of(journal.events(run)).began
     names, more = ([one["function"]["name"] for one in listed] for listed in (began.tools, began.more))
     where = workspace(Path(began.workspace))
-    return _agent(journal, where, names, policy, Settings(), as_json, None, None, config, model=began.model, **model)
+    return _agent(
+        journal, where, names, more, policy, Settings(), as_json, None, None, config, model=began.model, **model
+    )
 
 
 def _work(

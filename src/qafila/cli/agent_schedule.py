@@ -14,7 +14,7 @@ import typer
 
 from qafila.cli import agent_runs, terminal
 from qafila.cli import options as opt
-from qafila.cli.agent_setup import load_config, open_client, open_journal, workspace
+from qafila.cli.agent_setup import load_config, mcp_tools, open_client, open_journal, workspace
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qafila.agent.loop import Agent
     from qafila.agent.policy import Policy
     from qafila.agent.schedules.instants import Quiet
-    from qafila.agent.schedules.planner import Reader
     from qafila.agent.schedules.scheduler import Scheduler
     from qafila.agent.schedules.store import Schedule
     from qafila.agent.schedules.triggers import Trigger
@@ -241,6 +240,7 @@ async def _run(
 
 
 def _scheduler(journal: Journal, settings: Config, agent_for: Callable[[Schedule], Agent]) -> Scheduler:
+    from qafila.agent.agenda.reminders import due
     from qafila.agent.schedules.scheduler import Scheduler
 
     def tell(line: str) -> None:
@@ -252,7 +252,7 @@ def _scheduler(journal: Journal, settings: Config, agent_for: Callable[[Schedule
         journal,
         agent_for,
         quiet=_quiet(settings),
-        reader=_reader(),
+        reader=due,
         calendars=calendars,
         tell=tell,
     )
@@ -266,7 +266,8 @@ def _agent(journal: Journal, settings: Config, rules: Policy, client: ChatClient
     from qafila.agent.tools.builtin import Resources, builtin
 
     wanted = schedule.wanted
-    toolbox = builtin(wanted.tools, Resources(settings, client, journal.memory, schedule.owner))
+    resources = Resources(settings, memory=journal.memory, owner=schedule.owner, others=mcp_tools(settings))
+    toolbox = builtin(wanted.tools, resources)
     made = Settings(budget=Budget(steps=wanted.steps))
     known = calibration_of(client.fingerprint) if client.abilities.exact_likelihood else None
     if known is not None:
@@ -283,11 +284,6 @@ def _agent(journal: Journal, settings: Config, rules: Policy, client: ChatClient
         memory=journal.memory,
         owner=schedule.owner,
     )
-
-
-def _reader() -> Reader | None:
-    """What reads calendars, where this Qafila does."""
-    return None
 
 
 def _quiet(settings: Config) -> Quiet | None:
@@ -322,8 +318,6 @@ def _trigger(
             raise UsageError(f"--at {at!r:.60}: is over in {zone}")
         return found
     if before_events is not None:
-        if _reader() is None:
-            raise UsageError("--before-events: this Qafila reads no calendars")
         return triggers.before_events(before_events, zone)
     return triggers.on_file(on_file) if on_file is not None else triggers.on_name(on or "")
 

@@ -15,7 +15,7 @@ from qafila.errors import UsageError
 
 if TYPE_CHECKING:
     from qafila.agent.config import Config
-    from qafila.agent.events import Intended
+    from qafila.agent.events import Intended, Prices
     from qafila.agent.journal import Journal
     from qafila.agent.policy import Policy
     from qafila.agent.tool import Tool

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qafila.cli import options as opt
+from qafila.cli.agent_setup import load_config, mcp_tools
 from qafila.errors import StorageError, UsageError
 from qafila.machine import usable_cores
 
@@ -118,6 +119,14 @@ def command(
             metavar="FILE", envvar="QAFILA_AGENT_POLICY", help="What it may do, is asked about, may not (TOML)."
         ),
     ] = None,
+    agent_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="QAFILA_AGENT_CONFIG",
+            help="Settings of its tools (default: agent.toml in QAFILA_HOME, if it is there).",
+        ),
+    ] = None,
     agent_tools: Annotated[
         str | None, typer.Option(metavar="NAMES", help="The only tools that it may have, with commas.")
     ] = None,
@@ -175,9 +184,9 @@ def command(
         grace=grace,
         log_prompts=log_prompts,
     )
-    of_agent = ("agent_policy", "agent_tools", "agent_database", "agent_runs")
+    of_agent = ("agent_policy", "agent_config", "agent_tools", "agent_database", "agent_runs")
     named = any(getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE" for name in of_agent)
-    agent_settings = _agent(agent, agent_policy, agent_tools, agent_database, agent_runs, named=named)
+    agent_settings = _agent(agent, agent_policy, agent_config, agent_tools, agent_database, agent_runs, named=named)
     if not ray and (replicas is not None or ray_address is not None):
         raise UsageError("--replicas and --ray-address go with --ray")
     count = replicas or 2
@@ -257,6 +266,7 @@ def _upstreams(
 def _agent(
     folder: Path | None,
     policy: Path | None,
+    config: Path | None,
     tools: str | None,
     database: str | None,
     at_once: int,
@@ -282,7 +292,8 @@ def _agent(
     except ModuleNotFoundError as error:
         raise UsageError(f"--agent: {error.name} is missing; `pip install 'qafila[agent]'` brings it") from None
     names = None if tools is None else tuple(name.strip() for name in tools.split(",") if name.strip())
-    return AgentSettings(folder, policy, names, database, at_once)
+    configured = load_config(config)
+    return AgentSettings(folder, policy, names, database, at_once, configured, mcp_tools(configured))
 
 
 def _keyring(settings: Settings, file: Path | None, database: str | None) -> Keyring:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, Request, Response
@@ -47,7 +47,7 @@ async def get_agent(request: Request) -> Response:
     choosing = None if first.client is None else await asyncio.to_thread(_choosing, first.client)
     tools = [
         {"name": one.name, "description": one.schema.description, "effect": one.effect, "origin": one.origin}
-        for one in agents.tools.tools
+        for one in agents.tools.by_name.values()
     ]
     return Json({"object": "agent", "enabled": True, "tools": tools, "models": list(models.entries),
                  "choosing": choosing})  # fmt: skip
@@ -106,7 +106,9 @@ async def list_runs(request: Request) -> Response:
         before = await asyncio.to_thread(agents.journal.line, after, owner_of(caller))
         if before is None:
             raise ApiError(400, f"after: there is no run {after!r:.80}", param="after")
-    found = await asyncio.to_thread(lambda: agents.journal.runs(limit + 1, owner=owner_of(caller), before=before))
+    found = await asyncio.to_thread(
+        lambda: agents.journal.runs(limit + 1, owner=owner_of(caller), before=before, parts=False)
+    )
     data = [await _told(agents, line) for line in found[:limit]]
     return Json({"object": "list", "data": data, "has_more": len(found) > limit})
 
@@ -149,9 +151,12 @@ async def get_events(request: Request, run_id: str) -> Response:
 async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
     """Say whether a call that waits may be carried out; the run goes on. It is written down before this answers."""
     from qafila.agent.events import Decided
+    from qafila.agent.subrun import waiting
 
     agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
-    if body.call not in _waiting(await _at_rest(agents, line)):
+    await _at_rest(agents, line)
+    asked = await asyncio.to_thread(waiting, agents.journal, line.id)
+    if asked is None or asked.answer_to(line.id) != body.call:
         raise ApiError(409, f"call {body.call!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
     await _admitted(request, caller)
     decided = Decided(call=body.call, allowed=body.allowed, by="api", reason=body.reason)
@@ -240,14 +245,14 @@ async def explain(request: Request, run_id: str, event: int) -> Response:
 async def list_approvals(request: Request) -> Response:
     """The calls of all of the caller's runs that wait for a word, newest runs first."""
     from qafila.server.agent_runs import owner_of
-    from qafila.server.agent_views import approvals
+    from qafila.server.agent_views import approval
 
     check_query(request)
     agents, owner = agents_of(request), owner_of(caller_of(request))
 
     def look() -> list[dict[str, Any]]:
-        lines = agents.journal.runs(_MOST_APPROVALS, owner=owner, status="waiting")
-        return [one for line in lines for one in approvals(line, agents.journal.events(line.id))]
+        lines = agents.journal.runs(_MOST_APPROVALS, owner=owner, status="waiting", parts=False)
+        return [one for line in lines if (one := approval(agents.journal, line)) is not None]
 
     return Json({"object": "list", "data": await asyncio.to_thread(look)})
 
@@ -337,13 +342,6 @@ async def _went_on(agents: Agents, line: RunLine, going_on: Coroutine[Any, Any, 
     except AgentError as error:
         raise ApiError(409, str(error), code="conflict") from None
     return Json(await _told(agents, line))
-
-
-def _waiting(recorded: Sequence[Recorded]) -> set[str]:
-    from qafila.agent.state import State
-    from qafila.server.agent_views import waiting_for_a_word
-
-    return {one.intent.call for one in waiting_for_a_word(State.of(recorded))}
 
 
 def _events(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qafila.agent.choose import settled
+from qafila.agent.config import Config
 from qafila.agent.events import Answered, Choosing, Decided, Ended
 from qafila.agent.journal import Journal, Recorded, RunLine
 from qafila.agent.loop import Agent, Settings, check_goal
@@ -69,7 +70,8 @@ class Agents:
         self.policy = Policy() if settings.policy is None else read_policy(settings.policy)
         self.journal = Journal(settings.database or default_url("agent"))
         self.memory = self.journal.memory
-        self.tools = builtin(settings.tools, Resources(memory=self.memory))
+        self._config, self._others, self._chosen = settings.config or Config(), settings.others, settings.tools
+        self.tools = builtin(self._chosen, Resources(self._config, memory=self.memory, others=self._others))
         self._service, self._keyring, self._metrics = service, keyring, metrics
         self._pool = ThreadPoolExecutor(settings.at_once, thread_name_prefix="qafila-agent")
         self._active: dict[str, _Active] = {}
@@ -150,7 +152,9 @@ class Agents:
         check_goal(goal)
         owner = owner_of(caller)
         self._check_room(owner)
-        agent = await self._agent(caller, owner, model, self._names(names), settings, wished)
+        self._check_names(names)
+        chosen = self._chosen if names is None else names
+        agent = await self._agent(caller, owner, model, chosen, None, settings, wished)
 
         def write() -> str:
             run = asyncio.run(agent.start(goal))
@@ -217,9 +221,10 @@ class Agents:
         began = State.of(recorded[:1]).began
         if began.workspace != str(self.workspace):
             raise ApiError(409, f"run {line.id} belongs to another folder than this server's; go on with it there")
-        names = self._names(list(began.effects))
+        self._check_names(list(began.effects))
+        told, more = ([one["function"]["name"] for one in listed] for listed in (began.tools, began.more))
         model = self._served(began.model, line.id)
-        return await self._agent(caller, line.owner, model, names, Settings(), "free")
+        return await self._agent(caller, line.owner, model, told, more, Settings(), "free")
 
     @asynccontextmanager
     async def watching(self, run: str) -> AsyncIterator[asyncio.Event]:
@@ -240,13 +245,12 @@ class Agents:
 
     # Inside.
 
-    def _names(self, names: Sequence[str] | None) -> list[str]:
+    def _check_names(self, names: Sequence[str] | None) -> None:
         known = list(self.tools.by_name)
         unknown = next((name for name in names or () if name not in known), None)
         if unknown is not None:
             message = f"tools: there is no tool {unknown!r:.80} here; there are {', '.join(known)}"
             raise ApiError(400, message, param="tools")
-        return known if names is None else list(names)
 
     def _served(self, model: str, run: str) -> str:
         if model not in self._service.models.entries:
@@ -254,13 +258,20 @@ class Agents:
         return model
 
     async def _agent(
-        self, caller: Caller, owner: str, model: str, names: list[str], settings: Settings, wished: Choosing | None
+        self,
+        caller: Caller,
+        owner: str,
+        model: str,
+        names: Sequence[str] | None,
+        more: Sequence[str] | None,
+        settings: Settings,
+        wished: Choosing | None,
     ) -> Agent:
         client = await served_model(self._service, caller, model)
         choosing, calibration = settled(client, wished, option="choosing")
         return Agent(
             client,
-            builtin(names, Resources(client=client, memory=self.memory, owner=owner)),
+            builtin(names, Resources(self._config, memory=self.memory, owner=owner, others=self._others), more),
             self.journal,
             workspace=self.workspace,
             policy=self.policy,

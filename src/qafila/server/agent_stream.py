@@ -9,6 +9,7 @@ from typing import Any
 
 from qafila.agent.events import Answered, Ended
 from qafila.agent.journal import Recorded, RunLine
+from qafila.agent.subrun import waiting
 from qafila.server.agent_runs import Agents
 from qafila.server.agent_views import event_object, run_object
 from qafila.server.errors import as_api_error, error_body
@@ -85,7 +86,7 @@ async def told(agents: Agents, line: RunLine) -> dict[str, Any]:
     def look() -> dict[str, Any]:
         recorded = agents.journal.events(line.id)
         held = working or (not isinstance(recorded[-1].event, Ended) and agents.journal.worked_on(line.id))
-        return run_object(line, recorded, working=held)
+        return run_object(line, recorded, waiting(agents.journal, line.id), working=held)
 
     return await asyncio.to_thread(look)
 

@@ -9,20 +9,21 @@ from typing import Any
 
 from qafila.agent.edits import Edit
 from qafila.agent.events import Answered, Asked, Began, Event, Intended
-from qafila.agent.journal import Recorded, RunLine
-from qafila.agent.state import Pending, State
+from qafila.agent.journal import Journal, Recorded, RunLine
+from qafila.agent.state import State
+from qafila.agent.subrun import Waiting, waiting
 from qafila.agent.undo import Forgotten
 
 # Endings that have a state of their own; after the others the run is stopped.
 _STATES = {"done": "done", "waiting": "waiting", "failed": "failed"}
 
 
-def run_object(line: RunLine, recorded: Sequence[Recorded], *, working: bool) -> dict[str, Any]:
+def run_object(line: RunLine, recorded: Sequence[Recorded], asked: Waiting | None, *, working: bool) -> dict[str, Any]:
     """A run.
 
     Args:
-        line: of it. recorded: its events. working: whether somebody works on it; what nobody does and has no end was
-            interrupted.
+        line: of it. recorded: its events. asked: what it, or a part of it, waits for.
+        working: whether somebody works on it; what nobody does and has no end was interrupted.
     """
     state = State.of(recorded)
     ended = state.ended
@@ -43,34 +44,24 @@ def run_object(line: RunLine, recorded: Sequence[Recorded], *, working: bool) ->
         "steps": state.steps,
         "usage": {"read": state.spent.read, "cached": state.spent.cached, "generated": state.spent.generated},
         "cost": state.cost,
-        "pending": [_asked(asked) for asked in waiting_for_a_word(state)],
+        "pending": [] if asked is None else [_asked(line.id, asked)],
         "events": state.events,
     }
 
 
-def waiting_for_a_word(state: State) -> list[Asked]:
-    """What a person is asked about, and has not decided."""
-    return [one.asked for one in state.pending if one.asked is not None and _undecided(one)]
+def approval(journal: Journal, line: RunLine) -> dict[str, Any] | None:
+    """What a run, or a part of it, waits for, with the run's goal and when it was asked; None where for nothing."""
+    asked = waiting(journal, line.id)
+    if asked is None:
+        return None
+    asked_at = {one.event.intent.call: one.at for one in journal.events(asked.run) if isinstance(one.event, Asked)}
+    return {"run": line.id, "goal": line.goal, **_asked(line.id, asked), "at": asked_at[asked.intent.call]}
 
 
-def _undecided(pending: Pending) -> bool:
-    return pending.decided is None and pending.observed is None
-
-
-def approvals(line: RunLine, recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
-    """What a run waits for, each with the run's goal and when it was asked."""
-    asked_at = {one.event.intent.call: one.at for one in recorded if isinstance(one.event, Asked)}
-    state = State.of(recorded)
-    return [
-        {"run": line.id, "goal": line.goal, **_asked(one), "at": asked_at[one.intent.call]}
-        for one in waiting_for_a_word(state)
-    ]
-
-
-def _asked(asked: Asked) -> dict[str, Any]:
+def _asked(run: str, asked: Waiting) -> dict[str, Any]:
     intent = asked.intent
     return {
-        "call": intent.call,
+        "call": asked.answer_to(run),
         "name": intent.name,
         "arguments": intent.arguments,
         "effect": intent.effect,

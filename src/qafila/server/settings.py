@@ -7,9 +7,14 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qafila.errors import UsageError
+
+if TYPE_CHECKING:
+    from qafila.agent.config import Config
+    from qafila.agent.tool import Tool
 
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?")
 _COUNTS = ("max_running", "max_body", "requests_per_minute", "tokens_per_minute", "max_concurrent")
@@ -85,6 +90,7 @@ class AgentSettings:
         folder: the workspace of every run. policy: a file that says what is allowed; None for the usual policy.
         tools: the names of those that runs may have; None for all. database: URL of the journal; None for the usual
             one. at_once: runs worked on at the same time; others wait.
+        config: of its tools. others: tools of MCP servers.
 
     Raises:
         UsageError: no folder; the message names the option.
@@ -95,6 +101,8 @@ class AgentSettings:
     tools: tuple[str, ...] | None = None
     database: str | None = None
     at_once: int = 4
+    config: Config | None = None
+    others: tuple[Tool, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.folder.is_dir():

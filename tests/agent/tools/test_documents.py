@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripted_agent import Answer, ScriptedAgent
 
+from qafila.agent.result import Result
 from qafila.agent.sandbox.sandbox import find_sandbox
 from qafila.agent.tool import Surroundings, Tool, ToolError
 from qafila.agent.tools import documents
@@ -26,22 +28,24 @@ def place(tmp_path: Path) -> Surroundings:
     return Surroundings(folder, find_sandbox)
 
 
-def made(place: Surroundings, answers: Sequence[Answer] | None = None) -> dict[str, Tool]:
-    client = None if answers is None else ScriptedAgent(answers)
-    url = f"sqlite:///{place.workspace.parent}/documents.sqlite3"
-    return {one.name: one for one in documents.tools(client, url)}
+def made(place: Surroundings) -> dict[str, Tool]:
+    return {one.name: one for one in documents.tools(f"sqlite:///{place.workspace.parent}/documents.sqlite3")}
+
+
+def with_model(place: Surroundings, answers: Sequence[Answer]) -> Surroundings:
+    return replace(place, client=ScriptedAgent(answers))
 
 
 def call(tool: Tool, place: Surroundings, **arguments: Any) -> str:
     async def main() -> str:
-        found: str = await tool.run(tool.check(arguments), place)
-        return found
+        found = await tool.run(tool.check(arguments), place)
+        return found.observation.text if isinstance(found, Result) else str(found)
 
     return asyncio.run(main())
 
 
 def test_passages_are_shown_with_their_lines(place: Surroundings) -> None:
-    (find,) = made(place).values()  # no model, no answers
+    find = made(place)["find_passages"]
     assert call(find, place, question="Who is the guide?") == (
         "[caravan.txt:1-2]\nThe caravan leaves Cairo on Monday.\nThe guide is called Salma."
     )
@@ -51,15 +55,18 @@ def test_passages_are_shown_with_their_lines(place: Surroundings) -> None:
 
 
 def test_an_answer_names_its_lines_and_what_no_line_says(place: Surroundings) -> None:
-    tools = made(place, ["The guide is Salma. She is forty."])
-    assert call(tools["ask_documents"], place, question="Who is the guide?") == (
+    place = with_model(place, ["The guide is Salma. She is forty."])
+    assert call(made(place)["ask_documents"], place, question="Who is the guide?") == (
         "The guide is Salma. [caravan.txt:2]\nShe is forty. [no line says this]"
     )
 
 
 def test_no_answer_is_made_up_where_nothing_is_found(place: Surroundings) -> None:
-    tools = made(place, ["The moon is made of cheese."])
-    assert call(tools["ask_documents"], place, question="moon") == "not in the documents"
+    ask = made(place)["ask_documents"]
+    with pytest.raises(ToolError, match="no model"):
+        call(ask, place, question="moon")
+    place = with_model(place, ["The moon is made of cheese."])
+    assert call(ask, place, question="moon") == "not in the documents"
 
 
 def test_the_default_model_answers_out_of_a_file(place: Surroundings, default_gguf: Path) -> None:
@@ -68,11 +75,11 @@ def test_the_default_model_answers_out_of_a_file(place: Surroundings, default_gg
 
     async def main() -> str:
         client = LocalClient(Llama.load(default_gguf, threads=1), "default", owns_model=True)
-        url = f"sqlite:///{place.workspace.parent}/documents.sqlite3"
-        tools = {one.name: one for one in documents.tools(client, url)}
+        asked = {"question": "What is the guide called?"}
         try:
-            found: str = await tools["ask_documents"].run({"question": "What is the guide called?"}, place)
-            return found
+            found: Result = await made(place)["ask_documents"].run(asked, replace(place, client=client))
+            assert found.spent.generated > 0
+            return found.observation.text
         finally:
             await client.close()
 

@@ -24,8 +24,9 @@ from qafila.agent.mcp.asking import AnswerNeededError, ask, can_ask
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Proposed
 from qafila.agent.provenance import Trusted, untrusted
+from qafila.agent.result import Result
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
-from qafila.agent.tool import Surroundings, Tool, Toolbox
+from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox
 
 if TYPE_CHECKING:
     from mcp.server import Server, ServerRequestContext
@@ -153,6 +154,8 @@ async def _intent(
     draft = await outcome(tool, arguments, place)
     if isinstance(draft, Observation):
         return draft
+    if not isinstance(draft, Draft):
+        return observation(f"{tool.name} gave no draft, which tools that write must", "error")
     if not draft.edits:
         return observation(draft.text)
     return made.model_copy(update={"edits": draft.edits, "told": draft.text})
@@ -166,6 +169,8 @@ async def _carried_out(tool: Tool, intent: Intended, arguments: dict[str, Any], 
             return done
         return observation("\n".join([done.text, *(edit.diff().rstrip("\n") for edit in intent.edits)]))
     found = await outcome(tool, arguments, place)
+    if isinstance(found, Result):
+        return found.observation
     if isinstance(found, Observation):
         return found
     return observation(f"{tool.name} has the effect {tool.effect} and may not change files", "error")

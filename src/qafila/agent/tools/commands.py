@@ -7,6 +7,8 @@ from qafila.agent.sandbox.sandbox import Limits, Outcome
 from qafila.agent.tool import Draft, Surroundings, Tool, tool
 
 _SECONDS = 20.0
+#: Words by which a user asks for it.
+_RUN = ("run", "execute", "شغل", "نفذ")
 
 
 def run_command(place: Surroundings, command: str) -> Draft:
@@ -33,6 +35,6 @@ def _told(outcome: Outcome) -> str:
 def tools() -> tuple[Tool, ...]:
     """The tools of this module."""
     return (
-        tool(run_command, effect="write", seconds=2 * _SECONDS, origin="built-in"),
-        tool(run_python, effect="write", seconds=2 * _SECONDS, origin="built-in"),
+        tool(run_command, effect="write", seconds=2 * _SECONDS, origin="built-in", asked_by=_RUN),
+        tool(run_python, effect="write", seconds=2 * _SECONDS, origin="built-in", asked_by=_RUN),
     )

@@ -8,6 +8,9 @@ from typing import Annotated
 
 from qafila.agent.documents.citing import cited
 from qafila.agent.documents.index import DocumentIndex, Embed, Found, Meaning
+from qafila.agent.events import spent_by
+from qafila.agent.observation import observation
+from qafila.agent.result import Result
 from qafila.agent.sandbox.entries import look, opened_root
 from qafila.agent.tool import Surroundings, Tool, ToolError, tool
 from qafila.agent.tools.files import MOST_BYTES, files_in
@@ -25,13 +28,8 @@ _ASK = (
 )
 
 
-def tools(client: ChatClient | None, url: str | None = None) -> tuple[Tool, ...]:
-    """The tools of this module.
-
-    Args:
-        client: a model that reads passages; without it they are only found, by their words.
-        url: of the index's database; by default in the cache.
-    """
+def tools(url: str | None = None) -> tuple[Tool, ...]:
+    """The tools of this module; ``url``: of the index's database, by default in the cache."""
 
     async def found(place: Surroundings, question: str) -> Found:
         if not question.strip():
@@ -40,8 +38,8 @@ def tools(client: ChatClient | None, url: str | None = None) -> tuple[Tool, ...]
         try:
             await asyncio.to_thread(index.update, str(place.workspace), _documents(place))
             meaning = None
-            if client is not None and client.abilities.embeds:
-                meaning = Meaning(client.fingerprint or client.name, _embedding(client))
+            if place.client is not None and place.client.abilities.embeds:
+                meaning = Meaning(place.client.fingerprint or place.client.name, _embedding(place.client))
             return await index.search(str(place.workspace), question, most=_SHOWN, meaning=meaning)
         finally:
             index.close()
@@ -50,9 +48,10 @@ def tools(client: ChatClient | None, url: str | None = None) -> tuple[Tool, ...]
         """Find the passages of the documents that a question is about."""
         return _shown(await found(place, question))
 
-    async def ask_documents(place: Surroundings, question: Annotated[str, "in whole sentences"]) -> str:
+    async def ask_documents(place: Surroundings, question: Annotated[str, "in whole sentences"]) -> str | Result:
         """Answer a question from the documents, with the lines that say so."""
-        assert client is not None
+        if place.client is None:
+            raise ToolError("there is no model here that could read them; find_passages finds them")
         there = await found(place, question)
         if not there.best:
             return "not in the documents"
@@ -61,7 +60,7 @@ def tools(client: ChatClient | None, url: str | None = None) -> tuple[Tool, ...]
             (Message("system", _ASK), Message("user", f"{passages}\n\n{question}")),
             generation=Generation(max_tokens=_ANSWER, temperature=0.0, seed=0),
         )
-        (answer,), usage = await whole(client.chat(request))
+        (answer,), usage = await whole(place.client.chat(request))
         # What was cut in the middle of a sentence says nothing that could be held against a line.
         text = (
             answer.text
@@ -72,10 +71,12 @@ def tools(client: ChatClient | None, url: str | None = None) -> tuple[Tool, ...]
         for sentence in cited(text, there.best):
             where = f"[{sentence.source.span}]" if sentence.source is not None else "[no line says this]"
             lines.append(f"{sentence.text} {where}")
-        return "\n".join(lines) or "not in the documents"
+        return Result(observation("\n".join(lines) or "not in the documents"), spent=spent_by(usage))
 
-    made = (tool(find_passages, effect="read", origin="built-in", seconds=60),)
-    return made if client is None else (*made, tool(ask_documents, effect="read", origin="built-in", seconds=120))
+    return (
+        tool(find_passages, effect="read", origin="built-in", seconds=60),
+        tool(ask_documents, effect="read", origin="built-in", seconds=120),
+    )
 
 
 def _embedding(client: ChatClient) -> Embed:

@@ -16,6 +16,10 @@ from qafila.agent.tool import Draft, Surroundings, Tool, ToolError, tool
 MOST_BYTES, MOST_FILES, MOST_LIVE = 4 << 20, 2000, 64
 _MOST_HITS = 50
 _SKIPPED = {".git", "__pycache__", "node_modules", ".venv"}
+#: Words by which a user asks for what changes files.
+_WRITE = ("write", "save", "create", "store", "put", "اكتب", "احفظ", "أنشئ", "سجل", "ضع")
+_EDIT = ("edit", "change", "replace", "correct", "fix", "update", "add", "عدل", "استبدل", "صحح", "حدث", "أضف")
+_DELETE = ("delete", "remove", "erase", "احذف", "امسح", "أزل")
 
 
 def files_in(place: Surroundings) -> Iterator[str]:
@@ -166,7 +170,7 @@ def tools() -> tuple[Tool, ...]:
         tool(list_files, effect="read", origin="built-in"),
         tool(read_file, effect="read", live=_unread, origin="built-in"),
         tool(search_files, effect="read", origin="built-in"),
-        tool(write_file, effect="write", origin="built-in", controls=("path",)),
-        tool(edit_file, effect="write", live=_existing, origin="built-in", controls=("path",)),
-        tool(delete_file, effect="write", live=_existing, origin="built-in", controls=("path",)),
+        tool(write_file, effect="write", origin="built-in", controls=("path",), asked_by=_WRITE),
+        tool(edit_file, effect="write", live=_existing, origin="built-in", controls=("path",), asked_by=_EDIT),
+        tool(delete_file, effect="write", live=_existing, origin="built-in", controls=("path",), asked_by=_DELETE),
     )

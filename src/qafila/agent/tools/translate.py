@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from qafila.agent.tool import Tool, ToolError, tool
-from qafila.chat.client import ChatClient, ChatRequest, Generation, whole
+from qafila.agent.events import spent_by
+from qafila.agent.observation import observation
+from qafila.agent.result import Result
+from qafila.agent.tool import Surroundings, Tool, ToolError, tool
+from qafila.chat.client import ChatRequest, Generation, whole
 from qafila.text.messages import Message
 
 #: Characters that are translated at once, and tokens of a translation for each of them at most.
 MOST, _TOKENS = 4000, 1.0
 
 
-def tools(client: ChatClient) -> tuple[Tool, ...]:
-    """The tools of this module, with a model that translates."""
+def tools() -> tuple[Tool, ...]:
+    """The tools of this module."""
 
-    async def translate(text: str, to: Annotated[str, "a language, as Arabic"]) -> str:
+    async def translate(place: Surroundings, text: str, to: Annotated[str, "a language, as Arabic"]) -> Result:
         """Translate a text."""
+        if place.client is None:
+            raise ToolError("there is no model here that could translate")
         if not text.strip() or not to.strip():
             raise ToolError("text and to: neither may be empty")
         if len(text) > MOST:
@@ -31,7 +36,7 @@ def tools(client: ChatClient) -> tuple[Tool, ...]:
             ),
             generation=Generation(max_tokens=max(64, int(_TOKENS * len(text))), temperature=0.0, seed=0),
         )
-        (answer,), _ = await whole(client.chat(request))
-        return answer.text.strip()
+        (answer,), usage = await whole(place.client.chat(request))
+        return Result(observation(answer.text.strip()), spent=spent_by(usage))
 
     return (tool(translate, effect="pure", origin="built-in", seconds=120),)
