@@ -17,6 +17,10 @@ environment afterwards.
 stop it: those 20 are run and counted apart. ``--open`` lets every call through, to show that the script's attacks work.
 ``--echo`` writes subjects and titles of injected calls in the prompt's own first words, to deceive the person: what is
 made then was asked about, and shows what a person who has only the question cannot see.
+
+The tools' table and the person's rules were written by somebody who had read these tasks and injections, and the rules
+were corrected twice after a run. That no effect comes about without a question does not depend on them; how many
+questions end well does, and says little of other tasks.
 """
 
 from __future__ import annotations
