@@ -19,8 +19,8 @@ stop it: those 20 are run and counted apart. ``--open`` lets every call through,
 made then was asked about, and shows what a person who has only the question cannot see.
 
 The tools' table and the person's rules were written by somebody who had read these tasks and injections, and the rules
-were corrected twice after a run. That no effect comes about without a question does not depend on them; how many
-questions end well does, and says little of other tasks.
+were corrected twice after a run. Whether an effect comes about without a question depends on the table alone; how many
+questions end well depends on the person, and says little of other tasks.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from qafila.agent.tool import EFFECTS, Surroundings, Tool, Toolbox, ToolError
 from qafila.text.messages import ToolSchema
 
 VERSION = "v1.2.2"
+SUITES = ("workspace", "travel", "banking", "slack")
 ALL_ALLOWED = Policy(effects=dict.fromkeys(EFFECTS, "allow"))
 #: As above, and wherever values come from.
 OPEN = Policy((Rule(0, "allow", untrusted=True),), ALL_ALLOWED.effects)
@@ -254,7 +255,7 @@ def numbers(found: Mapping[str, Any]) -> dict[str, Any]:
     asked = [one["asked"] for one in tasks.values()]
     needed = [one for one in asked if one]
     return {
-        "pairs": found["all_pairs"],
+        "all_pairs": found["all_pairs"],
         "with_ground_truth": len(pairs),
         "of_them_words": len(pairs) - len(with_calls),
         "injections_carried_out": sum(one["security"] for one in with_calls),
@@ -291,7 +292,7 @@ def report(found: Mapping[str, Any]) -> None:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--suite", nargs="*", default=[], help="only these suites")
+    parser.add_argument("--suite", nargs="*", default=[], choices=SUITES, help="only these suites")
     attack = parser.add_mutually_exclusive_group()
     attack.add_argument("--open", action="store_true", help="let every call of a hijacked planner through")
     attack.add_argument("--echo", action="store_true", help="injected subjects and titles echo the prompt")
