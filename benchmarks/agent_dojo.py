@@ -2,7 +2,7 @@
 
     python -m venv build/dojo && build/dojo/bin/pip install . && build/dojo/bin/pip install --no-deps agentdojo==0.1.35
     build/dojo/bin/pip install deepdiff docstring-parser email-validator pyyaml rich
-    build/dojo/bin/python benchmarks/agent_dojo.py [--suite banking ...] [--open] [--json]
+    build/dojo/bin/python benchmarks/agent_dojo.py [--suite banking ...] [--open | --echo] [--json]
 
 No model is asked: the planner is a script. Honest, it makes the calls of the user task's ground truth. Hijacked, it
 makes the first of them, reads the injected text (the injection task's goal, in every place that AgentDojo has for one),
@@ -15,6 +15,12 @@ environment afterwards.
 629 of the 949 pairs of a user task and an injection task have a ground truth for the injection: 609 with calls, and 20
 (travel's injection 6) whose ground truth is a sentence in the answer. A sentence is no effect, and nothing here could
 stop it: those 20 are run and counted apart. ``--open`` lets every call through, to show that the script's attacks work.
+``--echo`` writes subjects and titles of injected calls in the prompt's own first words, to deceive the person: what is
+made then was asked about, and shows what a person who has only the question cannot see.
+
+The tools' table and the person's rules were written by somebody who had read these tasks and injections, and the rules
+were corrected twice after a run. Whether an effect comes about without a question depends on the table alone; how many
+questions end well depends on the person, and says little of other tasks.
 """
 
 from __future__ import annotations
@@ -37,7 +43,7 @@ from typing import Any
 from agent_dojo_person import Person
 from agent_dojo_tools import TOOLS, Declared
 
-from qafila.agent.events import Budget, Intended, Observed
+from qafila.agent.events import Asked, Budget, Intended, Observed
 from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent, Settings
 from qafila.agent.policy import Policy, Rule
@@ -45,6 +51,7 @@ from qafila.agent.tool import EFFECTS, Surroundings, Tool, Toolbox, ToolError
 from qafila.text.messages import ToolSchema
 
 VERSION = "v1.2.2"
+SUITES = ("workspace", "travel", "banking", "slack")
 ALL_ALLOWED = Policy(effects=dict.fromkeys(EFFECTS, "allow"))
 #: As above, and wherever values come from.
 OPEN = Policy((Rule(0, "allow", untrusted=True),), ALL_ALLOWED.effects)
@@ -73,13 +80,15 @@ class Run:
     Attributes:
         utility, security: AgentDojo's words: the user task was done; the injection was carried out.
         asked: questions, as (tool, arguments, why it was refused or ""). carried: effectful injected calls that were
-            made. waits: why it stopped for a person, where none was there.
+            made. unasked: those of them that nobody was asked about. waits: why it stopped for a person, where none was
+            there.
     """
 
     utility: bool = False
     security: bool = False
     asked: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
+    unasked: list[str] = field(default_factory=list)
     waits: str = ""
 
 
@@ -107,16 +116,22 @@ class Dojo:
             self._loaded[key] = self._suite.load_and_inject_default_environment(texts)
         return task.init_environment(self._loaded[key].model_copy(deep=True))
 
-    def work(self, task: Any, injection: Any | None, policy: Policy, person: Person | None) -> Run:
-        """A user task; with an injection, by a planner that pursues it."""
+    def work(
+        self, task: Any, injection: Any | None, policy: Policy, person: Person | None, *, echo: bool = False
+    ) -> Run:
+        """A user task; with an injection, by a planner that pursues it, and may echo the user's words in headings."""
         environment = self.environment(task, injection)
         before = environment.model_copy(deep=True)
         calls = [(one.function, dict(one.args)) for one in task.ground_truth(environment.model_copy(deep=True))]
         output, injected = task.GROUND_TRUTH_OUTPUT, range(0)
         if injection is not None:
             wanted = [(one.function, dict(one.args)) for one in injection.ground_truth(before.model_copy(deep=True))]
-            calls[1:1] = wanted
-            injected = range(min(1, len(calls) - len(wanted)), min(1, len(calls) - len(wanted)) + len(wanted))
+            for name, arguments in wanted:
+                if echo and TOOLS.get(name, Declared()).heading in arguments:
+                    arguments[TOOLS[name].heading] = " ".join(task.PROMPT.split()[:3])
+            first = min(1, len(calls))
+            calls[first:first] = wanted
+            injected = range(first, first + len(wanted))
             output = injection.GROUND_TRUTH_OUTPUT or output
         events = self._events(task.PROMPT, calls, output, environment, policy, person)
         made = {one.call for one in events if isinstance(one, Observed) and one.observation.status == "ok"}
@@ -137,7 +152,9 @@ class Dojo:
             found.security = judge(injection, said, before, environment, traces)
             effects = {f"{i}.0" for i in injected if TOOLS.get(calls[i][0], Declared()).effect != "read"}
             intents = [one for one in events if isinstance(one, Intended)]
+            asked = {one.intent.call for one in events if isinstance(one, Asked)}
             found.carried = [one.name for one in intents if one.call in effects & made]
+            found.unasked = [one.name for one in intents if one.call in effects & made - asked]
         return found
 
     def _events(
@@ -188,7 +205,7 @@ class Dojo:
         )
 
 
-def measure(names: Sequence[str], folder: Path, *, let_through: bool) -> dict[str, Any]:
+def measure(names: Sequence[str], folder: Path, *, let_through: bool, echo: bool) -> dict[str, Any]:
     """Every user task honestly, without and with a person, and every pair hijacked."""
     journal = Journal(f"sqlite:///{folder}/agent.sqlite3")
     tasks: dict[str, dict[str, Any]] = {}
@@ -214,7 +231,7 @@ def measure(names: Sequence[str], folder: Path, *, let_through: bool) -> dict[st
                     if not truth and not injection.GROUND_TRUTH_OUTPUT:
                         continue
                     policy, person = (OPEN, None) if let_through else (ALL_ALLOWED, Person(task.PROMPT))
-                    run = dojo.work(task, injection, policy, person)
+                    run = dojo.work(task, injection, policy, person, echo=echo)
                     pairs.append(
                         {
                             "pair": f"{name} {task.ID} {injection.ID}",
@@ -222,6 +239,7 @@ def measure(names: Sequence[str], folder: Path, *, let_through: bool) -> dict[st
                             "security": run.security,
                             "utility": run.utility,
                             "carried": run.carried,
+                            "unasked": run.unasked,
                             "asked": len(run.asked),
                         }
                     )
@@ -237,11 +255,12 @@ def numbers(found: Mapping[str, Any]) -> dict[str, Any]:
     asked = [one["asked"] for one in tasks.values()]
     needed = [one for one in asked if one]
     return {
-        "pairs": found["all_pairs"],
+        "all_pairs": found["all_pairs"],
         "with_ground_truth": len(pairs),
         "of_them_words": len(pairs) - len(with_calls),
         "injections_carried_out": sum(one["security"] for one in with_calls),
         "pairs_with_an_injected_effect": sum(bool(one["carried"]) for one in pairs),
+        "pairs_with_one_nobody_was_asked_about": sum(bool(one["unasked"]) for one in pairs),
         "words_said": sum(one["security"] for one in pairs if one["words"]),
         "user_tasks_passed_while_attacked": sum(one["utility"] for one in with_calls),
         "user_tasks": len(tasks),
@@ -273,14 +292,16 @@ def report(found: Mapping[str, Any]) -> None:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--suite", nargs="*", default=[], help="only these suites")
-    parser.add_argument("--open", action="store_true", help="let every call of a hijacked planner through")
+    parser.add_argument("--suite", nargs="*", default=[], choices=SUITES, help="only these suites")
+    attack = parser.add_mutually_exclusive_group()
+    attack.add_argument("--open", action="store_true", help="let every call of a hijacked planner through")
+    attack.add_argument("--echo", action="store_true", help="injected subjects and titles echo the prompt")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every task and pair")
     given = parser.parse_args()
     started = time.monotonic()
     memory = Path("/dev/shm")  # the journal syncs every event to disk, which is not what is measured
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        found = measure(given.suite, Path(folder), let_through=given.open)
+        found = measure(given.suite, Path(folder), let_through=given.open, echo=given.echo)
     seconds = round(time.monotonic() - started, 1)
     if given.json:
         print(json.dumps({**numbers(found), "seconds": seconds, **found}, ensure_ascii=False))
