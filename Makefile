@@ -103,11 +103,11 @@ $(VENV)/.train: $(VENV)/.runtime
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing torch and the tools for tests into $(VENV) (minutes, the first time)" >&2
-	@$(PIP) --no-build-isolation --editable '.[train,tensorboard,serve,agent,telemetry,ray,postgres,dev]'
+	@$(PIP) --no-build-isolation --editable '.[train,tensorboard,serve,agent,analysis,telemetry,ray,postgres,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev
 	@echo "building llama-cpp-python (5 to 10 minutes)" >&2
-	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[train,tensorboard,serve,agent,telemetry,ray,postgres,dev,peers]'
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-build-isolation --editable '.[train,tensorboard,serve,agent,analysis,telemetry,ray,postgres,dev,peers]'
 	@$(PIP) llm==0.36
 	@touch $@

@@ -39,6 +39,8 @@ EXTRA_IMPORTS = {
     "anyio": "agent",
     "httpx2": "agent",
     "jsonschema": "agent",
+    "selectolax": "agent",
+    "duckdb": "analysis",
     "opentelemetry": "telemetry",
     "ray": "ray",
     "torchao": "train",

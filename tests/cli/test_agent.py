@@ -121,12 +121,12 @@ def test_ten_tools_are_told_and_the_others_are_found(shell: Shell) -> None:
     shell("resume", "last")
     (asked_again,) = shell.clients[-1].asked
     assert asked_again.tools == asked[0].tools
-    assert [one.name for one in asked_again.untold] == ["delegate"]
+    assert "delegate" in [one.name for one in asked_again.untold]
     shell.script(["none"])
     shell("go", "--tools", "calculate,find_tools", "--json")
     shell("resume", "last", "and now?")
     assert [one.name for one in shell.clients[-1].asked[0].tools] == ["calculate", "find_tools"]
-    assert "there is no built-in tool 'find'; there are list_files, " in shell.error("go", "--tools", "find")
+    assert "there is no tool 'find'; there are list_files, " in shell.error("go", "--tools", "find")
 
 
 PRICES = ("--price-read", "10", "--price-generated", "20")

@@ -134,7 +134,7 @@ def test_settings_say_the_zone_and_the_quiet_hours(shell: Shell, tmp_path: Path)
         (("schedule", "add", "x", "--at", "2020-01-01 09:00"), "--at '2020-01-01 09:00': is over"),
         (("schedule", "add", "x", "--on", "a", "--zone", "Mars"), "--zone 'Mars'"),
         (("schedule", "add", "x", "--on", "a", "--missed", "some"), "none of skip, once, all"),
-        (("schedule", "add", "x", "--on", "a", "--tools", "fly"), "no built-in tool 'fly'"),
+        (("schedule", "add", "x", "--on", "a", "--tools", "fly"), "no tool 'fly'"),
         (("schedule", "add", "x", "--on", "a", "--name", "a b"), "--name 'a b'"),
         (("schedule", "add", "x", "--on", "a", "-w", "nowhere"), "--workspace nowhere"),
         (("schedule", "remove", "x"), "no schedule 'x'"), (("schedule", "pause", "x"), "no schedule 'x'"),

@@ -95,7 +95,7 @@ def test_ctrl_c_twice_in_the_middle_of_a_call_leaves_no_server_behind(shell: She
 
     presser = threading.Thread(target=press)
     presser.start()
-    shell.agent([[("peer_say", {"text": "hello"})]], "say hello", status=130)
+    shell.agent([[("peer_say", {"text": "hello"})]], "say hello", "--tools", "peer_say", status=130)
     presser.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
@@ -113,7 +113,7 @@ def test_a_run_has_the_tools_of_trusted_servers(shell: Shell) -> None:
     shell.settings("changes", more='effects = { say = "read" }')
     shell("mcp", "trust", "peer", "-y")
     twice: list[Answer] = [[("peer_say", {"text": "one"})], [("peer_say", {"text": "two"})]]
-    _, err = shell.agent(twice, "say hello")
+    _, err = shell.agent(twice, "say hello", "--tools", "peer_say")
     assert "peer: its tool say changed (description) since it was trusted, so the call was not made" in err
 
 

@@ -91,12 +91,13 @@ def test_runs_are_told_and_keep_unless_they_are_not_to(shell: Shell, monkeypatch
 
     monkeypatch.setattr("qafila.cli.agent.open_client", open_client)
     shell("memory", "add", "My name is Salma", "--kind", "profile")
-    shell("agent", "remember that I like tea", "-y")
+    shell("agent", "remember that I like tea", "-y", "--tools", "remember,recall")
     assert "Salma" in clients[0].asked[0].messages[0].text
     assert sorted(entry["kind"] for entry in shell.entries()) == ["episode", "fact", "profile"]
     out, _ = shell("agent", "undo", "last")
     assert "-I like tea" in out
     shell("agent", "what is my name?", "--no-memory")
     assert "Salma" not in clients[1].asked[0].messages[0].text
-    assert {"remember", "recall"}.isdisjoint(tool.name for tool in clients[1].asked[0].tools)
+    out, err = shell("agent", "hi", "--no-memory", "--tools", "remember", status=2)
+    assert "there is no tool 'remember'" in err
     assert sorted(entry["kind"] for entry in shell.entries()) == ["episode", "profile"]

@@ -46,7 +46,7 @@ def test_what_is_proposed_is_kept_when_the_user_says_so(place):
     script = [[("remember", {"text": "the gate code is 1234"})], "noted"]
     client = ScriptedAgent(script)
     with place.serve(client) as ask:
-        ask.watch(ask.begin("read the mail"))
+        ask.watch(ask.begin("read the mail", tools=["remember"]))
         (proposed,) = [one for one in ask.get(MEMORY)["data"] if one["kind"] == "fact"]
         assert (proposed["state"], proposed["trusted"]) == ("proposed", False)
         ask.watch(ask.begin("what is the gate code?"))

@@ -39,7 +39,7 @@ def test_what_is_refused_before_anything_is_opened(tmp_path: Path, monkeypatch: 
     for option in (("--agent-tools", "read_file"), ("--agent-runs", "2"), ("--agent-policy", "x.toml")):
         assert refused(*option) == "error: --agent-...: there is no agent; add --agent FOLDER"
     tools = refused("--agent", folder, "--agent-tools", "read_file,اقرأ")
-    assert "there is no built-in tool 'اقرأ'; there are list_files, " in tools
+    assert "there is no tool 'اقرأ'; there are list_files, " in tools
     policy = tmp_path / "policy.toml"
     policy.write_text("[effects]\nwrite = 'maybe'\n", encoding="utf-8")
     assert "effects.write: 'maybe' is none of" in refused("--agent", folder, "--agent-policy", str(policy))
