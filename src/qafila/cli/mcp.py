@@ -174,6 +174,7 @@ def _serve(
         typer.Option("--policy", metavar="FILE", envvar="QAFILA_AGENT_POLICY", help="What is allowed and denied."),
     ] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Let clients change files; nothing takes it back.")] = False,
+    config: _Config = None,
     http: Annotated[
         int | None, typer.Option("--http", metavar="PORT", min=0, max=65535, help="On this machine's port, not stdio.")
     ] = None,
@@ -184,12 +185,12 @@ def _serve(
     """Offer our tools to an MCP client: on standard input and output, or over HTTP on this machine."""
     from qafila.agent.mcp.http import token
     from qafila.agent.mcp.server import Service, serve_http, serve_stdio
-    from qafila.agent.tools.builtin import builtin
+    from qafila.agent.tools.builtin import Resources, outside_runs
 
     if token_env is not None and http is None:
         raise UsageError("--token-env goes with --http")
     service = Service(
-        builtin(tool_names(tools)),
+        outside_runs(tool_names(tools), Resources(load_config(config))),
         workspace=workspace(folder),
         policy=load_policy(yes, policy),
         # Whoever started us on its pipes speaks for its user; over HTTP any program of this machine could.

@@ -32,6 +32,9 @@ TOLD = (
     *("calculate", "run_command", "run_python"),
 )
 
+#: Tools that make no sense outside a run with a model.
+OF_A_RUN = frozenset((FIND, "delegate", "ask_documents", "translate"))
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -76,6 +79,20 @@ def builtin(
             raise UsageError(f"tool {unknown[0]}: {why}")
         raise UsageError(f"there is no tool {unknown[0]!r:.40}; there are {', '.join((*by_name, FIND))}")
     return on_demand([by_name[name] for name in told], [by_name[name] for name in more])
+
+
+def outside_runs(names: Sequence[str] | None, resources: Resources) -> Toolbox:
+    """The built-in tools for whoever calls them outside a run, such as an MCP client: all, or those of these names.
+
+    Raises:
+        UsageError: a name that none has.
+    """
+    every = [one for one in _every(resources) if one.name not in OF_A_RUN]
+    known = {one.name: one for one in every}
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"there is no tool {name!r:.40} outside runs; there are {', '.join(known)}")
+    return Toolbox(tuple(known[name] for name in dict.fromkeys(known if names is None else names)))
 
 
 def _every(given: Resources) -> tuple[Tool, ...]:
