@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from qafila.agent.tools.builtin import builtin
-from qafila.cli import agent
+from qafila.cli import agent, mcp, memory, serve
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "README.ar.md")
@@ -89,10 +89,22 @@ def test_the_python_of_the_guide_to_agents(default_gguf):
     assert [line.split()[1] for line in done.stdout.splitlines()][-2:] == ["answered", "ended"]
 
 
+def options_of(command) -> set[str]:
+    """The options of a command and of all below it."""
+    below = getattr(command, "commands", {}).values()
+    return {flag for option in command.params for flag in option.opts}.union(*map(options_of, below))
+
+
+AGENT_PAGES = ("docs/agent.md", "docs/agent.ar.md", "docs/agent-tools.md", "docs/agent-tools.ar.md")
+
+
 def test_what_the_guides_to_agents_name_is_there():
     command = typer.main.get_command(agent.command)
-    options = {flag for one in command.commands.values() for option in one.params for flag in option.opts}
-    for page in ("docs/agent.md", "docs/agent.ar.md"):
+    options = options_of(command).union(*(options_of(typer.main.get_command(one.command)) for one in (memory, mcp)))
+    served = typer.Typer()
+    served.command()(serve.command)
+    options |= options_of(typer.main.get_command(served))
+    for page in AGENT_PAGES:
         text = (CHECKOUT / page).read_text(encoding="utf-8")
         named = set(re.findall(r"`qafila agent ([a-z]+)", text)) | set(
             re.findall(r"`(resume|approve|say|stop) RUN", text)
@@ -104,6 +116,6 @@ def test_what_the_guides_to_agents_name_is_there():
 
 
 def test_links_inside_the_repository_lead_somewhere():
-    for page in (*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/agent.md", "docs/agent.ar.md"):
+    for page in (*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", *AGENT_PAGES):
         for target in re.findall(r"\]\(([^)#:]+)\)", (CHECKOUT / page).read_text(encoding="utf-8")):
             assert ((CHECKOUT / page).parent / target).exists(), f"{page} links to {target}"
