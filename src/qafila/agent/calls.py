@@ -16,6 +16,7 @@ from qafila.agent.provenance import Trusted
 from qafila.agent.result import Paused, Result
 from qafila.agent.state import Pending
 from qafila.agent.tool import Draft, Surroundings, Tool
+from qafila.text.messages import ToolCall
 
 #: Effects that need no record before they happen: to do them twice is to do them once.
 HARMLESS = ("pure", "read")
@@ -118,7 +119,9 @@ class Calls:
             if verdict == "deny":
                 yield _observed(pending, observation(why, "refused"), started)
                 return
-            made = pending.asked.intent if pending.asked else await self._intent(tool, pending, arguments, surroundings)
+            made = (
+                pending.asked.intent if pending.asked else await intended(tool, pending.call, arguments, surroundings)
+            )
             if isinstance(made, Observation):
                 yield _observed(pending, made, started)
                 return
@@ -147,29 +150,6 @@ class Calls:
             found_or_draft = observation(f"{tool.name} gave a draft, which only tools that write may", "error")
         yield _observed(pending, found_or_draft, started)
 
-    @staticmethod
-    async def _intent(
-        tool: Tool, pending: Pending, arguments: dict[str, Any], surroundings: Surroundings
-    ) -> Intended | Observation:
-        """What a call is about to do, worked out without doing any of it; or what came of it, if that is all."""
-        made = Intended(
-            call=pending.call.id,
-            name=tool.name,
-            arguments=dict(pending.call.arguments),
-            effect=tool.effect,
-            key=surroundings.key,
-        )
-        if not tool.drafts:
-            return made
-        found = await outcome(tool, arguments, surroundings)
-        if isinstance(found, Observation):
-            return found
-        if not isinstance(found, Draft):
-            return observation(f"{tool.name} gave no draft, which tools that write must", "error")
-        if not found.edits:
-            return observation(found.text)
-        return made.model_copy(update={"edits": found.edits, "told": found.text})
-
     async def _asked(self, pending: Pending, intent: Intended, why: str) -> AsyncIterator[Event]:
         """Ask a person; `Ended` where nobody is there, and the answer comes later."""
         if pending.decided is not None:
@@ -181,6 +161,29 @@ class Calls:
             yield self._waits(intent, why)
             return
         yield Decided(call=intent.call, allowed=said[0], by="terminal", reason=said[1])
+
+
+async def intended(
+    tool: Tool, call: ToolCall, arguments: dict[str, Any], surroundings: Surroundings
+) -> Intended | Observation:
+    """What a call is about to do, worked out without doing any of it; or what came of it, if that is all.
+
+    Args:
+        tool, call: which. arguments: of the call, as the tool takes them. surroundings: of the call.
+    """
+    made = Intended(
+        call=call.id, name=tool.name, arguments=dict(call.arguments), effect=tool.effect, key=surroundings.key
+    )
+    if not tool.drafts:
+        return made
+    found = await outcome(tool, arguments, surroundings)
+    if isinstance(found, Observation):
+        return found
+    if not isinstance(found, Draft):
+        return observation(f"{tool.name} gave no draft, which tools that write must", "error")
+    if not found.edits:
+        return observation(found.text)
+    return made.model_copy(update={"edits": found.edits, "told": found.text})
 
 
 def _observed(pending: Pending, found: Observation | Result, started: float) -> Observed:

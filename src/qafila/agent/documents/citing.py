@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qafila.agent.documents.passages import Passage
-from qafila.agent.memory.search import words
+from qafila.agent.words import words
 
 #: Of a sentence's words, the share that must stand in the lines it is said to rest on.
 SUPPORTED = 0.6

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from qafila.agent.documents.passages import Passage, passages
-from qafila.agent.memory.search import words
+from qafila.agent.words import words
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 
 _DOCUMENTS = sa.Table(

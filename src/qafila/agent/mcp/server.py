@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qafila import __version__
-from qafila.agent.calls import HARMLESS
+from qafila.agent.calls import HARMLESS, intended
 from qafila.agent.carry_out import checked, do_edits, outcome
 from qafila.agent.events import Intended
 from qafila.agent.mcp.asking import AnswerNeededError, ask, can_ask
@@ -26,7 +26,8 @@ from qafila.agent.policy import Policy, Proposed
 from qafila.agent.provenance import Trusted, untrusted
 from qafila.agent.result import Result
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
-from qafila.agent.tool import Draft, Surroundings, Tool, Toolbox
+from qafila.agent.tool import Surroundings, Tool, Toolbox
+from qafila.text.messages import ToolCall
 
 if TYPE_CHECKING:
     from mcp.server import Server, ServerRequestContext
@@ -82,12 +83,13 @@ class Service:
         if verdict == "deny" or (verdict == "ask" and ask is None):
             return observation(why, "refused")
         place = Surroundings(self._workspace, self._sandbox, secrets.token_hex(16))
+        call = ToolCall(place.key, tool.name, given)
         alone = contextlib.nullcontext() if tool.effect in HARMLESS else self._acting
         if ask is None or verdict == "allow":
             async with alone:
-                intent = await _intent(tool, given, arguments, place)
+                intent = await intended(tool, call, arguments, place)
                 return intent if isinstance(intent, Observation) else await _carried_out(tool, intent, arguments, place)
-        intent = await _intent(tool, given, arguments, place)
+        intent = await intended(tool, call, arguments, place)
         if isinstance(intent, Observation):
             return intent
         if not await ask(intent, why):
@@ -142,23 +144,6 @@ def hints(tool: Tool) -> ToolAnnotations:
         idempotent_hint=None if reads else tool.repeats,
         open_world_hint=tool.effect in ("egress", "irrevocable") or tool.origin not in ("built-in", "python"),
     )
-
-
-async def _intent(
-    tool: Tool, given: dict[str, Any], arguments: dict[str, Any], place: Surroundings
-) -> Intended | Observation:
-    """What a call is about to do, worked out without doing any of it; or what came of it, if that is all."""
-    made = Intended(call=place.key, name=tool.name, arguments=given, effect=tool.effect, key=place.key)
-    if not tool.drafts:
-        return made
-    draft = await outcome(tool, arguments, place)
-    if isinstance(draft, Observation):
-        return draft
-    if not isinstance(draft, Draft):
-        return observation(f"{tool.name} gave no draft, which tools that write must", "error")
-    if not draft.edits:
-        return observation(draft.text)
-    return made.model_copy(update={"edits": draft.edits, "told": draft.text})
 
 
 async def _carried_out(tool: Tool, intent: Intended, arguments: dict[str, Any], place: Surroundings) -> Observation:

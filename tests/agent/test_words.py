@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qafila.agent.memory.search import words
+from qafila.agent.words import words
 
 
 @pytest.mark.parametrize(
