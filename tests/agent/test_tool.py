@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -209,3 +211,19 @@ def test_what_takes_nothing_and_changes_nothing_is_not_asked_twice(tmp_path: Pat
     made = [(effect, {}) for effect in EFFECTS]
     assert box.options(surroundings(tmp_path), []).barred == ()
     assert box.options(surroundings(tmp_path), made).barred == ("pure", "read")
+
+
+def test_what_tools_hold_open_is_ended_once_whether_they_were_told_or_not() -> None:
+    ended = []
+
+    async def end() -> None:
+        ended.append(1)
+
+    held = replace(tool(convert, effect="pure"), close=end)
+    box = Toolbox(
+        (held,), (replace(held, schema=replace(held.schema, name="again")), tool(convert, effect="pure", name="c"))
+    )
+    asyncio.run(box.close())
+    assert ended == [1]
+    asyncio.run(Toolbox((), (held,)).close())
+    assert ended == [1, 1]

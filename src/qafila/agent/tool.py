@@ -257,7 +257,8 @@ class Toolbox:
 
     async def close(self) -> None:
         """End what the tools hold open."""
-        await asyncio.gather(*(end() for end in {one.close for one in self.tools if one.close is not None}))
+        every = {one.close for one in self.by_name.values() if one.close is not None}
+        await asyncio.gather(*(end() for end in every))
 
     @property
     def schemas(self) -> tuple[ToolSchema, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import zoneinfo
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -287,8 +288,6 @@ def _agent(journal: Journal, settings: Config, rules: Policy, client: ChatClient
 
 
 def _quiet(settings: Config) -> Quiet | None:
-    import zoneinfo
-
     from qafila.agent.schedules.instants import Quiet
 
     written = settings.schedules.quiet
@@ -336,7 +335,8 @@ def _line(schedule: Schedule) -> str:
     following = "waits"
     if isinstance(trigger, Cron | Once):
         at = next_time(trigger, datetime.now(UTC))
-        following = "over" if at is None else f"next {at.astimezone():%Y-%m-%d %H:%M}"
+        # As the clocks of the schedule's own zone show it, which stands before it.
+        following = "over" if at is None else f"next {at.astimezone(zoneinfo.ZoneInfo(trigger.zone)):%Y-%m-%d %H:%M}"
     state = "paused" if schedule.paused else following
     goal = " ".join(terminal.printable(wanted.goal).split())
     return f"{schedule.id}  {wanted.name}  {trigger}  {state}  {goal[:80]}"

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -293,7 +294,7 @@ def _agent(
         raise UsageError(f"--agent: {error.name} is missing; `pip install 'qafila[agent]'` brings it") from None
     names = None if tools is None else tuple(name.strip() for name in tools.split(",") if name.strip())
     configured = load_config(config)
-    return AgentSettings(folder, policy, names, database, at_once, configured, mcp_tools(configured))
+    return AgentSettings(folder, policy, names, database, at_once, configured, partial(mcp_tools, configured))
 
 
 def _keyring(settings: Settings, file: Path | None, database: str | None) -> Keyring:

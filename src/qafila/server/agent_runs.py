@@ -71,7 +71,7 @@ class Agents:
         self.journal = Journal(settings.database or default_url("agent"))
         self.memory = self.journal.memory
         self._config, self._others, self._chosen = settings.config or Config(), settings.others, settings.tools
-        self.tools = builtin(self._chosen, Resources(self._config, memory=self.memory, others=self._others))
+        self.tools = builtin(self._chosen, Resources(self._config, memory=self.memory, others=self._others()))
         self._service, self._keyring, self._metrics = service, keyring, metrics
         self._pool = ThreadPoolExecutor(settings.at_once, thread_name_prefix="qafila-agent")
         self._active: dict[str, _Active] = {}
@@ -269,9 +269,10 @@ class Agents:
     ) -> Agent:
         client = await served_model(self._service, caller, model)
         choosing, calibration = settled(client, wished, option="choosing")
+        resources = Resources(self._config, memory=self.memory, owner=owner, others=self._others())
         return Agent(
             client,
-            builtin(names, Resources(self._config, memory=self.memory, owner=owner, others=self._others), more),
+            builtin(names, resources, more),
             self.journal,
             workspace=self.workspace,
             policy=self.policy,

@@ -72,6 +72,12 @@ class Work:
 
     async def _work(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        try:
+            await self._until_it_rests()
+        finally:
+            await self._agent.toolbox.close()  # what it holds open belongs to this loop
+
+    async def _until_it_rests(self) -> None:
         pause = _FIRST_PAUSE
         while not self._leaving:
             try:

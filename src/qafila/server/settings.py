@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +91,7 @@ class AgentSettings:
         folder: the workspace of every run. policy: a file that says what is allowed; None for the usual policy.
         tools: the names of those that runs may have; None for all. database: URL of the journal; None for the usual
             one. at_once: runs worked on at the same time; others wait.
-        config: of its tools. others: tools of MCP servers.
+        config: of its tools. others: makes tools of MCP servers, anew for each run.
 
     Raises:
         UsageError: no folder; the message names the option.
@@ -102,7 +103,7 @@ class AgentSettings:
     database: str | None = None
     at_once: int = 4
     config: Config | None = None
-    others: tuple[Tool, ...] = ()
+    others: Callable[[], tuple[Tool, ...]] = tuple
 
     def __post_init__(self) -> None:
         if not self.folder.is_dir():

@@ -120,8 +120,11 @@ class Scheduler:
             if not begun:
                 await self._begin(agent, fire, schedule, run)
                 self._tell(f"{schedule.wanted.name}: run {run}: {schedule.wanted.goal}")
-            async for _ in agent.work(run, only_unfinished=True):
-                pass
+            try:
+                async for _ in agent.work(run, only_unfinished=True):
+                    pass
+            finally:
+                await agent.toolbox.close()
         except StorageError:
             raise
         except BusyError:
