@@ -89,7 +89,8 @@ def test_bits_are_those_of_torch_over_windows_that_do_not_see_each_other(
     assert count > 511
     assert found.tokens == count
     assert found.bytes == sum(len(text.encode()) for text in texts)
-    assert found.bits == pytest.approx(expected, rel=0.01)  # ours multiplies in 8 bits
+    # Ours multiplies in 8 bits: 0.7% off with AVX2, 1.0% with AVX-512, 1.1% portably.
+    assert found.bits == pytest.approx(expected, rel=0.015)
 
 
 def test_differences_are_placed_and_told_from_ties(script: ModuleType) -> None:

@@ -182,6 +182,7 @@ async def say(request: Request, run_id: str, body: SayBody) -> Response:
 async def stop(request: Request, run_id: str, body: StopBody | None = None) -> Response:
     """Stop a run that is worked on, at its next chance; it can be resumed."""
     agents, line = agents_of(request), await _line(request, run_id)
+    await _at_rest(agents, line)  # a run that has just ended is not stopped once more
     if not agents.is_active(line.id) and not await asyncio.to_thread(agents.journal.worked_on, line.id):
         raise ApiError(409, f"run {line.id} cannot be stopped: nobody works on it", code="not_running")
     await asyncio.to_thread(agents.journal.ask, line.id, "cancel", "stopped by the user")
