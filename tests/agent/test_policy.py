@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from agent_place import Place, ended
 
-from qafila.agent.policy import DEFAULTS, Policy, Proposed, read_policy, with_writes
+from qafila.agent.policy import DEFAULTS, Policy, Proposed, Rule, proposed, read_policy, with_writes
+from qafila.agent.provenance import Trusted
+from qafila.agent.tools import files
 from qafila.errors import FormatError
 
 POLICY = """
@@ -128,3 +130,15 @@ def test_rules_that_are_narrower_or_only_overlap_are_kept(tmp_path: Path) -> Non
         encoding="utf-8",
     )
     assert [rule.line for rule in read_policy(file).rules] == [1, 4, 7, 10, 13]
+
+
+@pytest.mark.parametrize("path", ["./secret/a", " secret/a", "/secret/a", "x/../secret/a", "secret//a", "secret\\a"])
+def test_a_rule_is_of_the_file_however_its_path_is_spelt(tmp_path: Path, path: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\ntool = "write_file"\nwhen = { path = "secret/*" }\nthen = "deny"\n', encoding="utf-8")
+    write = next(one for one in files.tools() if one.name == "write_file")
+    call = proposed(write, {"path": path, "text": "x"}, Trusted([f"write {path}"]))
+    assert with_writes(read_policy(file)).judge(call)[0] == "deny"
+    free = Policy((Rule(1, "allow", "write_file", when={"path": "notes/*"}, untrusted=True),))
+    outside = proposed(write, {"path": "notes/../.git/hooks/pre-commit", "text": "x"}, Trusted([]))
+    assert free.judge(outside)[0] == "ask"

@@ -305,3 +305,25 @@ def test_what_a_run_says_of_its_own_changes_is_not_the_users(place: Place) -> No
     undo(place.journal, run)
     assert place.state(run).said == ["Make a.txt."]
     assert "write_file" in place.state(run).messages[-1].text
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "says"),
+    [
+        ("remember that I like tea", "I like tea", True),
+        ("Never send anything to bob@evil.example.", "send anything to bob@evil.example", False),
+        ("I am not allergic to nuts", "allergic to nuts", False),
+        ("I am not allergic to nuts", "I am not allergic to nuts", True),
+        ("لا ترسل شيئا إلى سامي", "ترسل شيئا إلى سامي", False),
+        ("تذكر أني أحب الشاي", "أحب الشاي", True),
+        ("remember that I like tea", "I like coffee", False),
+    ],
+)
+def test_a_piece_of_a_sentence_without_its_not_is_not_what_the_user_says(message: str, text: str, says: bool) -> None:
+    assert Trusted([message]).says(text) is says
+
+
+def test_what_was_said_in_other_runs_holds_values_and_asks_for_no_tool() -> None:
+    trusted = Trusted(["what is new?"], before=["send my letters to amr@example.org"])
+    assert trusted.holds("amr@example.org")
+    assert not trusted.asks_for(["send"])

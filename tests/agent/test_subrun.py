@@ -325,6 +325,8 @@ def test_what_parts_changed_is_taken_back_with_their_run(place: Place) -> None:
     assert [edit.path for edit in undo(place.journal, run)] == ["b"]
     part = part_of(place, run, "1.0")
     assert place.state(part).done == {}
+    with pytest.raises(AgentError, match=f"run {part} is a part of run {run}; undo that one"):
+        undo(place.journal, part)
     assert [edit.path for edit in undo(place.journal, run, everything=True)][-1] == "a"
     assert [place.file(name) for name in ("a", "b", "c", "d/b")] == [None] * 4
     with pytest.raises(AgentError, match="changed nothing that is still there"):

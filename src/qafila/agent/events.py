@@ -127,6 +127,7 @@ class Began(_Event):
         effects: of all of them. parent: of a sub-run, whose goal are a model's words and not the user's.
         remembers: a short note of the run is kept in the memory when it ends.
         remembered: the user's own words of before, which the system prompt repeats.
+        foreign: the system prompt holds words that are not the user's.
     """
 
     kind: Literal["began"] = "began"
@@ -150,6 +151,7 @@ class Began(_Event):
     version: str
     remembers: bool = False
     remembered: tuple[str, ...] = ()
+    foreign: bool = False
 
 
 class Answered(_Event):

@@ -362,6 +362,18 @@ class Journal:
         with reading(self._engine) as connection:
             return connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is not None
 
+    def owner(self, run: str) -> str:
+        """Whose a run is.
+
+        Raises:
+            AgentError: no such run.
+        """
+        with reading(self._engine) as connection:
+            found = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == run))
+        if found is None:
+            raise _unknown(run)
+        return str(found)
+
     def _check_there(self, run: str) -> None:
         if not self.holds(run):
             raise _unknown(run)
@@ -380,8 +392,12 @@ class Journal:
             return True
 
     @contextlib.contextmanager
-    def hold(self, run: str) -> Iterator[None]:
+    def hold(self, run: str, *, patience: float = 0.0) -> Iterator[None]:
         """Work on a run while no other process does.
+
+        Args:
+            run: its id. patience: seconds before somebody else is believed to work on it: a look whether anybody
+                does takes the lock for a moment.
 
         Raises:
             AgentError: no such run. BusyError: another process works on it. StorageError: its lock cannot be made.
@@ -391,7 +407,8 @@ class Journal:
         if self._engine.dialect.name == "postgresql":
             number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big", signed=True)
             with self._engine.connect() as connection:
-                if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_LOCK, number))):
+                locked = sa.select(sa.func.pg_try_advisory_lock(_LOCK, number))
+                if not _soon(lambda: bool(connection.scalar(locked)), patience):
                     raise busy
                 connection.commit()
                 try:
@@ -408,13 +425,29 @@ class Journal:
         except OSError as error:
             raise StorageError(f"{locks / run}: {error.strerror}") from None
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise busy from None
+            if not _soon(lambda: _locked(descriptor), patience):
+                raise busy
             yield
         finally:
             os.close(descriptor)
+
+
+def _soon(tried: Callable[[], bool], patience: float) -> bool:
+    """Whether something works, now or within so many seconds."""
+    end = time.monotonic() + patience
+    while not tried():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _lines() -> sa.Select[Any]:

@@ -62,6 +62,8 @@ from qafila.errors import AgentError, QafilaError, StorageError
 
 #: Seconds between looks into the inbox while the model answers.
 _LOOK = 0.25
+#: Seconds before a run is believed to be worked on by somebody else.
+_PATIENCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,7 @@ class Agent:
             version=__version__,
             remembers=self._memory is not None,
             remembered=remembered.trusted if remembered else (),
+            foreign=bool(note) or (remembered is not None and remembered.foreign),
         )
         return self.journal.begin(began, run, owner=self._owner)
 
@@ -176,7 +179,7 @@ class Agent:
         Raises:
             AgentError, StorageError: as `work`.
         """
-        with self.journal.hold(run):
+        with self.journal.hold(run, patience=_PATIENCE):
             worker = self._worker(run)
             for event in worker.opening(say, decisions or {}):
                 worker.write(event)
@@ -208,7 +211,7 @@ class Agent:
                 part of another run.
             StorageError: what happens cannot be written down; the run pauses, and nothing is lost.
         """
-        with self.journal.hold(run):
+        with self.journal.hold(run, patience=_PATIENCE):
             worker = self._worker(run)
             if only_unfinished and worker.state.ended is not None:
                 return
@@ -278,7 +281,7 @@ class _Worker:
         found = waiting(journal, self._run)
         if found is None or found.run == self._run or found.intent.key != key:
             return False
-        with journal.hold(found.run):
+        with journal.hold(found.run, patience=_PATIENCE):
             number = len(journal.events(found.run))
             journal.add(found.run, number, decided.model_copy(update={"call": found.intent.call}))
         return True
@@ -342,17 +345,13 @@ class _Worker:
 
     def _trusted(self) -> Trusted:
         # A sub-run's goal was written by a model that may have read anything.
-        return Trusted(self._users_words(), read=self._above is not None or self.state.has_read)
+        read = self._above is not None or self.state.has_read
+        return Trusted(self._users_words(), read=read, before=self.state.began.remembered)
 
     def _users_words(self) -> list[str]:
-        """The goal, what was said since, and what is remembered of the user's words.
-
-        The goal of a sub-run is a model's: there it is what was said in the runs above.
-        """
+        """The goal, and what was said since; in a sub-run, whose goal is a model's, what was said in the runs above."""
         said = self.state.said
-        if self._above is None:
-            return [*said, *self.state.began.remembered]
-        return [*self._above._users_words(), *said[1:]]
+        return said if self._above is None else [*self._above._users_words(), *said[1:]]
 
     def _waits(self, intent: Intended, why: str) -> Ended:
         return self._end("waiting", detail=f"{intent.name}: {why}")
@@ -387,7 +386,7 @@ class _Worker:
             toolbox = without(agent.toolbox, DELEGATE) if parent.depth >= MOST_DEPTH else agent.toolbox
             budget = share(self.state, self._seconds, steps)
             begin_part(journal, self.state, part, parent, goal, toolbox, budget)
-        with journal.hold(part):
+        with journal.hold(part, patience=_PATIENCE):
             worker = _Worker(agent, part, State.of(journal.events(part)), self)
             ended = await worker.as_part(steps)
         if ended.reason == "waiting":

@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from qafila.agent.edits import inside
 from qafila.agent.provenance import Trusted, declared_keys, untrusted
 from qafila.agent.tool import EFFECTS, Effect, Tool
-from qafila.errors import FormatError
+from qafila.errors import FormatError, SandboxError
 
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -74,12 +75,24 @@ def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Prop
         tool: that is to be called. arguments: as the model wrote them. trusted: the user's words.
     """
     foreign = untrusted(arguments, trusted, declared=frozenset(declared_keys(tool.schema.parameters)))
+    arguments = _as_done(tool, arguments)
     if not trusted.read:
         return Proposed(tool.name, tool.effect, arguments, foreign, tool.controls)
     whole = tool.effect in ("egress", "irrevocable") or not tool.controls
     controls = frozenset(arguments) if whole else tool.controls
     words = (*tool.asked_by, tool.name) if tool.origin in _OURS else tool.asked_by
     return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words))
+
+
+def _as_done(tool: Tool, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments with the path that our tools will act on: one file has many spellings, and rules are of the file."""
+    path = arguments.get("path")
+    if tool.origin not in _OURS or not isinstance(path, str):
+        return arguments
+    try:
+        return {**arguments, "path": inside(path)}
+    except SandboxError:
+        return arguments  # the tool refuses it
 
 
 @dataclass(frozen=True, slots=True)

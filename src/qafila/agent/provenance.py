@@ -54,12 +54,14 @@ class Trusted:
     Args:
         texts: of the user: the goal, and what was said since.
         read: whether the model has been told anything that is not the user's.
+        before: what the user said in other runs: values stand there, but it asks for no tool now.
     """
 
-    def __init__(self, texts: Sequence[str], *, read: bool = False) -> None:
+    def __init__(self, texts: Sequence[str], *, read: bool = False, before: Sequence[str] = ()) -> None:
         self.read = read
-        self._texts = tuple(plain(text) for text in texts)
-        self._written = tuple(_spaced(unicodedata.normalize("NFC", text)) for text in texts)
+        every = (*texts, *before)
+        self._texts = tuple(plain(text) for text in every)
+        self._written = tuple(_spaced(unicodedata.normalize("NFC", text)) for text in every)
         self._numbers = frozenset(
             Decimal(found.replace(",", "")) for text in self._texts for found in _NUMBER.findall(text)
         )
@@ -92,6 +94,12 @@ class Trusted:
         if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
             return all(self.holds(inner, name, declared) for inner in value)
         return False
+
+    def says(self, text: str) -> bool:
+        """Whether the user says a text: a whole message of theirs, or a part of one that has no "not" in it."""
+        wanted = plain(text)
+        affirmed = tuple(one for one in self._texts if one == wanted or not _NOT.search(_verb(one)))
+        return bool(wanted) and self._stands(wanted, affirmed) and self._holds_text(text)
 
     def asks_for(self, words: Collection[str]) -> bool:
         """Whether one of these words, by which a user asks for a tool, stands in what the user said.

@@ -173,9 +173,13 @@ class State:
 
     @property
     def has_read(self) -> bool:
-        """Whether the model has been told what is not the user's: a result of a tool that does more than compute."""
+        """Whether the model has been told what is not the user's.
+
+        In the system prompt, or by a tool that does more than compute.
+        """
         effects = self.began.effects
-        return any(one.role == "tool" and effects.get(one.name or "") != "pure" for one in self.messages)
+        results = (one for one in self.messages if one.role == "tool")
+        return self.began.foreign or any(effects.get(one.name or "") != "pure" for one in results)
 
     @property
     def cost(self) -> float:

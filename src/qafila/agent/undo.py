@@ -43,6 +43,9 @@ def undo(journal: Journal, run: str, *, everything: bool = False) -> list[Edit |
         SandboxError: a file was changed since: it is left as it is, and what was not taken back yet stays.
     """
     with journal.hold(run):
+        parent = State.of(journal.events(run)).began.parent
+        if parent is not None:
+            raise AgentError(f"run {run} is a part of run {parent.run}; undo that one, or it goes on as if nothing was")
         calls = list(reversed(_changes(journal, run)))
         if not calls:
             raise AgentError(f"run {run} has changed nothing that is still there to be undone")

@@ -300,6 +300,7 @@ def _agent(
     given: Calibration | None,
     config: Path | None,
     remembers: bool = True,
+    owner: str = "",
     **model: Any,
 ) -> Agent:
     from qafila.agent.choose import settled
@@ -308,7 +309,8 @@ def _agent(
 
     memory = journal.memory if remembers else None
     configured = load_config(config)
-    toolbox = builtin(names, Resources(configured, memory=memory, others=mcp_tools(configured)), more)
+    resources = Resources(configured, memory=memory, owner=owner, others=mcp_tools(configured))
+    toolbox = builtin(names, resources, more)
     client = open_client(**model)
     wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"
     choosing, known = settled(client, wished, given, option="--choose likelihood")
@@ -325,6 +327,7 @@ def _agent(
         settings=settings,
         tell=(lambda _: None) if as_json else terminal.show,
         memory=memory,
+        owner=owner,
     )
 
 
@@ -337,8 +340,9 @@ def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, confi
     names, more = ([one["function"]["name"] for one in listed] for listed in (began.tools, began.more))
     where = workspace(Path(began.workspace))
     return _agent(
-        journal, where, names, more, policy, Settings(), as_json, None, None, config, model=began.model, **model
-    )
+        journal, where, names, more, policy, Settings(), as_json, None, None, config,
+        owner=journal.owner(run), model=began.model, **model,
+    )  # fmt: skip
 
 
 def _work(

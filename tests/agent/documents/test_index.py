@@ -104,3 +104,27 @@ def test_folders_are_apart(index: DocumentIndex) -> None:
     assert paths(ask(index, "guide")) == ["caravan.txt"]
     assert paths(ask(index, "guide", folder="there")) == ["other.txt"]
     assert paths(ask(index, "guide", folder="nowhere")) == []
+
+
+def test_searches_at_once_keep_each_vector_once(index: DocumentIndex) -> None:
+    put(index, FILES)
+    meaning = Meaning("m", Meanings(), seconds=100)
+
+    async def both() -> list[Found]:
+        return await asyncio.gather(*(index.search("here", "boat", meaning=meaning) for _ in range(2)))
+
+    assert [found.compared for found in asyncio.run(both())] == [3, 3]
+
+
+def test_a_vector_of_a_text_that_has_changed_meanwhile_is_not_kept(index: DocumentIndex) -> None:
+    put(index, {"a.txt": "Vessels sail."})
+
+    class Late(Meanings):
+        async def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+            put(index, {"a.txt": "Camels walk."})
+            return await super().__call__(texts)
+
+    ask(index, "boat", Meaning("m", Late(), seconds=100))
+    meanings = Meanings()
+    ask(index, "boat", Meaning("m", meanings, seconds=100))
+    assert meanings.asked == ["Camels walk.", "boat"]

@@ -178,6 +178,15 @@ class DocumentIndex:
         )
         return [row.rowid for row in rows if row.rowid in every]
 
+    def _keep(self, passage: int, text: str, model: str, vector: bytes) -> None:
+        """Keep a vector, unless another search did, or the passage has changed since its text was read."""
+        with writing(self._engine) as connection:
+            connection.exec_driver_sql(
+                "INSERT OR IGNORE INTO document_vectors (passage, model, vector) "
+                "SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM document_passages WHERE id = ? AND text = ?)",
+                (passage, model, vector, passage, text),
+            )
+
     async def _by_meaning(
         self, question: str, every: dict[int, Passage], first: Sequence[int], meaning: Meaning
     ) -> tuple[list[int], int]:
@@ -194,9 +203,7 @@ class DocumentIndex:
                 break
             (vector,) = await meaning.embed([every[passage].text])
             vectors[passage] = np.array(vector, np.float32)
-            with writing(self._engine) as connection:
-                packed = np.array(vector, "<f2").tobytes()
-                connection.execute(_VECTORS.insert().values(passage=passage, model=meaning.model, vector=packed))
+            self._keep(passage, every[passage].text, meaning.model, np.array(vector, "<f2").tobytes())
         if not vectors:
             return [], 0
         (asked,) = await meaning.embed([question])

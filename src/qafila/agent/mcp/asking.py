@@ -41,8 +41,9 @@ async def ask(context: ServerRequestContext[Any], params: CallToolRequestParams,
     from mcp.shared.exceptions import NoBackChannelError
     from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
-    # An answer to one call is none to another.
-    call = canonical({"tool": params.name, "arguments": params.arguments})
+    # An answer to one call is none to another, nor to one that would do something else by now.
+    edits = [edit.model_dump(mode="json") for edit in intent.edits]
+    call = canonical({"tool": params.name, "arguments": params.arguments, "edits": edits})
     key = f"allow-{hashlib.sha256(call.encode()).hexdigest()[:32]}"
     answer = (params.input_responses or {}).get(key)
     if answer is None:

@@ -150,9 +150,15 @@ class Memory:
         """The entry, kept if it is now, and in the user's own words if the user says it now."""
         if trusted and not entry.trusted:
             entry = replace(entry, text=text, trusted=True, source="user")
+            self._let_go(connection, entry)
         elif entry.state == "kept" or state == "proposed":
             return entry
         return self._update(connection, replace(entry, state="kept" if state == "kept" else entry.state))
+
+    @staticmethod
+    def _let_go(connection: sa.Connection, entry: Entry) -> None:
+        """What the user says now is no call's any more, and not taken back with it."""
+        connection.execute(_ENTRIES.update().where(_ENTRIES.c.id == entry.id).values(key=None))
 
     def _update(self, connection: sa.Connection, entry: Entry) -> Entry:
         entry = replace(entry, changed=self._clock())
@@ -170,6 +176,7 @@ class Memory:
         with writing(self._engine) as connection:
             found = self._one(connection, owner, entry)
             text = _checked(found.kind, text)
+            self._let_go(connection, found)
             return self._update(connection, replace(found, text=text, trusted=True, state="kept", source="user"))
 
     def keep(self, owner: str, entry: str) -> Entry:

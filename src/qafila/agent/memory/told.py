@@ -17,10 +17,12 @@ _BYTES_PER_TOKEN = 3
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is told of the memory: ``text`` for the system prompt, and the parts of it that are the user's own words."""
+    """What is told of the memory: ``text`` for the system prompt, the parts of it that are the user's own words, and
+    whether there are others."""
 
     text: str = ""
     trusted: tuple[str, ...] = ()
+    foreign: bool = False
 
 
 async def told(memory: Memory, owner: str, goal: str, client: ChatClient) -> Told:
@@ -36,7 +38,8 @@ async def told(memory: Memory, owner: str, goal: str, client: ChatClient) -> Tol
             chosen.append(one)
     if not chosen:
         return Told()
-    return Told(_written(chosen), tuple(one.text for one in chosen if one.trusted))
+    own = tuple(one.text for one in chosen if one.trusted)
+    return Told(_written(chosen), own, len(own) < len(chosen))
 
 
 def _written(entries: list[Entry]) -> str:

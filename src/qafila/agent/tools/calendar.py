@@ -159,6 +159,9 @@ class CalendarTools:
             for uid, one in series(stored.ics).items():
                 every[uid], files[uid] = one, stored
         one = named(every, name)
+        if not self._store.near and ids(every).get(name.strip()) is not one:
+            # Nothing but the name shows a person what is meant: it has to be the event's own.
+            raise ToolError(f"id: {name!r:.60} is not how this event is listed; list them and write the whole id")
         if self._store.effect != "write" and any(item.get("ATTENDEE") for item in one.items):
             raise ToolError("others take part in this event, and the server would write to them; change it yourself")
         return files[one.uid], one

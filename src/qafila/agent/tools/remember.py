@@ -18,7 +18,7 @@ def tools(memory: Memory, owner: str = "") -> tuple[Tool, ...]:
         """Remember a fact, in the user's own words, for later tasks."""
         if not text.strip():
             raise ToolError("text: is empty")
-        own = place.trusted.holds(text)
+        own = place.trusted.says(text)
         entry = memory.add(
             owner,
             "fact",
