@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_agent import ScriptedAgent
+import sqlalchemy as sa
+from scripted_agent import Answer, ScriptedAgent
 
 from qafila.agent.memory.store import Memory
 from qafila.cli.main import main
@@ -101,3 +102,20 @@ def test_runs_are_told_and_keep_unless_they_are_not_to(shell: Shell, monkeypatch
     out, err = shell("agent", "hi", "--no-memory", "--tools", "remember", status=2)
     assert "there is no tool 'remember'" in err
     assert sorted(entry["kind"] for entry in shell.entries()) == ["episode", "profile"]
+
+
+def test_somebody_elses_run_that_is_gone_on_with_here_keeps_their_memory_apart(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script: list[Answer] = [[("calculate", {"expression": "1"})], [("remember", {"text": "I like tea"})], "ok"]
+    monkeypatch.setattr("qafila.cli.agent.open_client", lambda model, **_: ScriptedAgent(script, name=model))
+    shell("agent", "remember that I like tea", "--tools", "calculate,remember", "--steps", "1", "-y", status=1)
+    engine = sa.create_engine(shell.url)
+    with engine.begin() as connection:  # as a server with keys writes it down
+        connection.exec_driver_sql("UPDATE agent_runs SET owner = 'key:salma'")
+    engine.dispose()
+    shell("agent", "resume", "last", "-y", status=1)  # its budget is one step
+    memory = Memory(shell.url)
+    assert [one.text for one in memory.list("key:salma", kind="fact")] == ["I like tea"]
+    assert memory.list("", kind="fact") == []
+    memory.close()

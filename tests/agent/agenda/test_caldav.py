@@ -100,6 +100,8 @@ def test_events_are_added_listed_moved_and_deleted(tools: CalendarTools, tmp_pat
     name = tools.list_events(place, "2026-12-01").partition(":")[0]
     for _ in range(2):
         assert isinstance(tools.move_event(place, name, "2026-12-05 12:00", "2026-12-02"), str)
+    with pytest.raises(ToolError, match="is not how this event is listed"):
+        tools.delete_event(place, "another-title-" + name.rpartition("-")[2], "2026-12-03")
     assert isinstance(tools.delete_event(place, name, "2026-12-03"), str)
     days = [line.split(" (")[0] for line in tools.list_events(place, "2026-12-01", "2026-12-05").splitlines()]
     assert [day.removeprefix(f"{name}: ") for day in days] == [
