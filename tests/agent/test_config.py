@@ -44,8 +44,12 @@ effects = { read = "read" }
     [
         ("timezone = 'Africa/Cario'", "timezone: 'Africa/Cario' is no time zone"),
         ("timezone = '../../etc/passwd'", "is no time zone"),
-        ("[web]\nalow = []", "web.alow: Extra inputs are not permitted"),
-        ("[schedules]\nquiet = '25:00-07:00'", "schedules.quiet: "),
+        ("[web]\nalow = []", "web.alow: there is no such setting"),
+        (
+            "[schedules]\nquiet = '25:00-07:00'",
+            "quiet: '25:00-07:00' are no hours; write them as 22:00-07:00",
+        ),
+        ("[web]\nallow = 'example.org'", "web.allow: is no list"),
         ("[mcp.x]\n", "mcp.x: give it a command or a url"),
         ("[mcp.x]\ncommand = ['a']\nurl = 'http://127.0.0.1'", "mcp.x: give it a command or a url"),
         ("[mcp.x]\ncommand = ['a']\ntoken_env = 'T'", "mcp.x: token_env goes with a url, and env with a command"),

@@ -14,6 +14,7 @@ from scripted_agent import Answer, ScriptedAgent
 
 from qafila.agent.journal import Journal
 from qafila.cli.main import main
+from qafila.errors import UsageError
 
 
 class Shell:
@@ -149,3 +150,19 @@ def test_errors_are_one_clear_line(shell: Shell, args: tuple[str, ...], said: st
     assert said in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_without_a_model_what_is_due_stays_due(shell: Shell) -> None:
+    shell("schedule", "add", "go", "--on", "mail")
+    shell("schedule", "fire", "mail")
+
+    def no_model(model: str, **given: Any) -> ScriptedAgent:
+        raise UsageError(f"no model or file {model!r}")
+
+    shell.patch.setattr("qafila.cli.agent_schedule.open_client", no_model)
+    for more in ((), ("--endpoint", "http://127.0.0.1:9/v1")):
+        assert shell("scheduler", "--once", "-m", "nosuch", *more, status=2)[1] == "error: no model or file 'nosuch'\n"
+    shell.script(["done"])
+    shell("scheduler", "--once")
+    assert len(shell.clients) == 1
+    assert "done" in shell("notices")[0]

@@ -22,6 +22,7 @@ effects = { read = "read" }          # what its tools do; what is not named is i
 
 from __future__ import annotations
 
+import re
 import tomllib
 import zoneinfo
 from datetime import tzinfo
@@ -32,6 +33,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from qafila.agent.tool import Effect
 from qafila.errors import FormatError
+
+#: What is wrong, by pydantic's names for it.
+_WORDS = {
+    "extra_forbidden": "there is no such setting",
+    "tuple_type": 'is no list; write one as ["a", "b"]',
+    "string_type": "is no text; write it in quotes",
+    "dict_type": "is no table",
+    "model_type": "is no table",
+}
 
 
 class _Section(BaseModel):
@@ -44,6 +54,12 @@ def _known_zone(name: str) -> str:
     except (OSError, ValueError, KeyError):
         raise ValueError(f"{name!r:.60} is no time zone; write one as Africa/Cairo") from None
     return name
+
+
+def _hours(text: str) -> str:
+    if re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", text, re.ASCII) is None:
+        raise ValueError(f"{text!r:.40} are no hours; write them as 22:00-07:00")
+    return text
 
 
 class Web(_Section):
@@ -64,7 +80,7 @@ class Calendar(_Section):
 class Schedules(_Section):
     """``quiet``: hours in which nothing begins by itself, as ``22:00-07:00``; None for none."""
 
-    quiet: Annotated[str | None, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")] = None
+    quiet: Annotated[str, AfterValidator(_hours)] | None = None
 
 
 class Server(_Section):
@@ -124,4 +140,5 @@ def read_config(path: Path) -> Config:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, found["loc"])) or "settings"
-        raise FormatError(path, f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
+        words = _WORDS.get(found["type"], found["msg"].removeprefix("Value error, "))
+        raise FormatError(path, f"{where}: {words}") from None

@@ -208,10 +208,14 @@ def _approve(
 ) -> None:
     """Allow what a waiting run asked for (or not, with --deny), and let it go on."""
     from qafila.agent.events import Decided
+    from qafila.agent.state import State
     from qafila.agent.subrun import waiting
 
     journal = open_journal(database)
     found = journal.find(run)
+    parent = State.of(journal.events(found)).began.parent
+    if parent is not None:
+        raise AgentError(f"run {found} is a part of run {parent.run}; approve that one")
     asked = waiting(journal, found)
     if asked is None:
         raise AgentError(f"run {found} waits for nobody's word")
@@ -309,7 +313,7 @@ def _agent(
 
     memory = journal.memory if remembers else None
     configured = load_config(config)
-    resources = Resources(configured, memory=memory, owner=owner, others=mcp_tools(configured))
+    resources = Resources(configured, memory=memory, owner=owner, others=mcp_tools(configured)())
     toolbox = builtin(names, resources, more)
     client = open_client(**model)
     wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"

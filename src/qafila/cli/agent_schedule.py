@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import zoneinfo
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -15,8 +15,8 @@ import typer
 
 from qafila.cli import agent_runs, terminal
 from qafila.cli import options as opt
-from qafila.cli.agent_setup import load_config, mcp_tools, open_client, open_journal, workspace
-from qafila.errors import UsageError
+from qafila.cli.agent_setup import load_config, mcp_tools, open_client, open_journal, tool_names, workspace
+from qafila.errors import QafilaError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qafila.agent.schedules.scheduler import Scheduler
     from qafila.agent.schedules.store import Schedule
     from qafila.agent.schedules.triggers import Trigger
+    from qafila.agent.tool import Tool
     from qafila.chat.client import ChatClient
 
 # Schedules of this machine's user; the server keeps each tenant's apart.
@@ -100,9 +101,11 @@ def _add(
     how = next((one for one in policies if one == missed), None)
     if how is None:
         raise UsageError(f"--missed {missed!r:.40}: is none of {', '.join(policies)}")
-    names = None if tools is None else [one.strip() for one in tools.split(",") if one.strip() not in ("", "none")]
-    if names is not None:
-        builtin(names, Resources(settings, memory=journal.memory))  # says which there is not
+    names = tool_names(tools)
+    if names is not None:  # says which there is not
+        builtin(names, Resources(settings, memory=journal.memory, others=mcp_tools(settings)()))
+    if before_events is not None and settings.calendar.caldav is not None:
+        raise UsageError("--before-events: looks into calendar files only, and the settings name a CalDAV server")
     called = known_name("--name", name) if name is not None else _free_name(journal, trigger.kind)
     wanted = Wanted(
         called, goal, trigger, str(where), None if names is None else tuple(names), steps, how, skip_quiet, brief
@@ -214,19 +217,41 @@ def scheduler(
             model, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter
         )
 
-    asyncio.run(_run(journal, settings, rules, client, once))
+    # One elsewhere is asked for its models now; one here is loaded when something is due.
+    opened = client() if endpoint is not None else None
+    try:
+        asyncio.run(_run(journal, settings, rules, opened, client, once))
+    except _NoModelError as error:
+        raise error.error from None
+
+
+class _NoModelError(Exception):
+    """There is no model to work with: what is due stays due. ``error``: why."""
+
+    def __init__(self, error: QafilaError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 async def _run(
-    journal: Journal, settings: Config, rules: Policy, open_one: Callable[[], ChatClient], once: bool
+    journal: Journal,
+    settings: Config,
+    rules: Policy,
+    opened: ChatClient | None,
+    open_one: Callable[[], ChatClient],
+    once: bool,
 ) -> None:
-    """The scheduler, with a model that is loaded when first something is due."""
-    clients: list[ChatClient] = []
+    """The scheduler, with a model that is loaded when first something is due, unless it is there."""
+    clients = [] if opened is None else [opened]
+    others = mcp_tools(settings)
 
     def agent_for(schedule: Schedule) -> Agent:
         if not clients:
-            clients.append(open_one())
-        return _agent(journal, settings, rules, clients[0], schedule)
+            try:
+                clients.append(open_one())
+            except QafilaError as error:
+                raise _NoModelError(error) from error
+        return _agent(journal, settings, rules, clients[0], others(), schedule)
 
     made = _scheduler(journal, settings, agent_for)
     try:
@@ -259,22 +284,25 @@ def _scheduler(journal: Journal, settings: Config, agent_for: Callable[[Schedule
     )
 
 
-def _agent(journal: Journal, settings: Config, rules: Policy, client: ChatClient, schedule: Schedule) -> Agent:
-    from qafila.agent.calibration import Calibration, calibration_of
+def _agent(
+    journal: Journal,
+    settings: Config,
+    rules: Policy,
+    client: ChatClient,
+    others: tuple[Tool, ...],
+    schedule: Schedule,
+) -> Agent:
+    from qafila.agent.choose import settled
     from qafila.agent.events import Budget
     from qafila.agent.loop import Agent, Settings
     from qafila.agent.schedules.scheduler import unattended
     from qafila.agent.tools.builtin import Resources, builtin
 
     wanted = schedule.wanted
-    resources = Resources(settings, memory=journal.memory, owner=schedule.owner, others=mcp_tools(settings))
+    resources = Resources(settings, memory=journal.memory, owner=schedule.owner, others=others)
     toolbox = builtin(wanted.tools, resources)
-    made = Settings(budget=Budget(steps=wanted.steps))
-    known = calibration_of(client.fingerprint) if client.abilities.exact_likelihood else None
-    if known is not None:
-        made = replace(made, choosing="likelihood", calibration=known)
-    else:
-        made = replace(made, calibration=Calibration())
+    choosing, calibration = settled(client, None, option="")
+    made = Settings(budget=Budget(steps=wanted.steps), choosing=choosing, calibration=calibration)
     return Agent(
         client,
         toolbox,

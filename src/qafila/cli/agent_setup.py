@@ -14,6 +14,8 @@ from qafila.cli import terminal
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qafila.agent.config import Config
     from qafila.agent.events import Intended, Prices
     from qafila.agent.journal import Journal
@@ -83,22 +85,24 @@ def need_mcp() -> None:
     logging.getLogger("mcp").addHandler(logging.NullHandler())
 
 
-def mcp_tools(config: Config) -> tuple[Tool, ...]:
-    """The trusted tools of the MCP servers in the settings; what is not offered is said on standard error.
+def mcp_tools(config: Config) -> Callable[[], tuple[Tool, ...]]:
+    """Makes the trusted tools of the MCP servers in the settings, each time with connections of their own.
+
+    What is trusted is looked up once; what is not offered is said on standard error.
 
     Raises:
         UsageError: the library for them is not installed.
     """
     if not config.mcp:
-        return ()
+        return tuple
     need_mcp()
     from qafila.agent.mcp.pins import pins_path, read_pins
     from qafila.agent.mcp.tools import offered
 
-    found = offered(config, read_pins(pins_path()))
-    for note in found.notes:
+    pins = read_pins(pins_path())
+    for note in offered(config, pins).notes:
         print(terminal.printable(f"note: {note}"), file=sys.stderr)
-    return found.tools
+    return lambda: offered(config, pins).tools
 
 
 def open_client(

@@ -8,14 +8,13 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qafila.cli import options as opt
-from qafila.cli.agent_setup import load_config, mcp_tools
+from qafila.cli.agent_setup import load_config, mcp_tools, tool_names
 from qafila.errors import StorageError, UsageError
 from qafila.machine import usable_cores
 
@@ -292,9 +291,10 @@ def _agent(
         import qafila.agent.journal  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(f"--agent: {error.name} is missing; `pip install 'qafila[agent]'` brings it") from None
-    names = None if tools is None else tuple(name.strip() for name in tools.split(",") if name.strip())
+    given = tool_names(tools)
+    names = None if given is None else tuple(given)
     configured = load_config(config)
-    return AgentSettings(folder, policy, names, database, at_once, configured, partial(mcp_tools, configured))
+    return AgentSettings(folder, policy, names, database, at_once, configured, mcp_tools(configured))
 
 
 def _keyring(settings: Settings, file: Path | None, database: str | None) -> Keyring:
