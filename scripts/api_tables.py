@@ -35,7 +35,9 @@ def routes() -> Iterator[tuple[str, APIRoute, type[Body] | None]]:
         for route in router.routes:
             if isinstance(route, APIRoute):
                 hints = typing.get_type_hints(route.endpoint).values()
-                bodies = [hint for hint in hints if isinstance(hint, type) and issubclass(hint, Body)]
+                # A body that may be left out is written `Body | None`.
+                kinds = [kind for hint in hints for kind in (typing.get_args(hint) or (hint,))]
+                bodies = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Body)]
                 methods = ", ".join(sorted((route.methods or set()) - {"HEAD"}))
                 yield f"{methods} {route.path.replace(':path', '')}", route, bodies[0] if bodies else None
 
@@ -61,6 +63,9 @@ def page() -> str:
     lines = [INTRODUCTION]
     for name, route, body in routes():
         lines += [f"## `{name}`", "", f"{route.summary or route.name}.", ""]
+        query = [one["name"] for one in (route.openapi_extra or {}).get("parameters", ())]
+        if query:
+            lines += [f"- In the query: {', '.join(f'`{one}`' for one in query)}", ""]
         if body is not None:
             lines += told(body)
     for api, parts in (("Anthropic", anthropic_bodies.PARTS), ("Ollama", ollama_bodies.PARTS)):

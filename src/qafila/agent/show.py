@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from qafila.agent.events import (
 )
 from qafila.agent.journal import Recorded, RunLine
 from qafila.agent.state import State
+from qafila.agent.subrun import Waiting
 from qafila.text.messages import Message
 
 _MOST_VALUE, _MOST_RESULT = 60, 200
@@ -96,8 +97,10 @@ def summary(run: str, state: State) -> str:
     return f"run {run}: {how}; {steps}, {tokens}, {state.seconds:.1f} s{cost}"
 
 
-def as_json(run: str, recorded: Iterable[Recorded]) -> dict[str, Any]:
-    """A run as one JSON object: how it stands, and every event with its time."""
+def as_json(
+    run: str, recorded: Iterable[Recorded], asked: Waiting | None = None, parts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A run as one JSON object: how it stands, what it (or a part) waits for, and every event with its time."""
     every = list(recorded)
     state = State.of(every)
     ended = state.ended
@@ -109,6 +112,16 @@ def as_json(run: str, recorded: Iterable[Recorded]) -> dict[str, Any]:
         "status": ended.reason if ended is not None else "running",
         "answer": ended.answer if ended is not None else "",
         "detail": ended.detail if ended is not None else "",
+        "waits_for": None
+        if asked is None
+        else {
+            "run": asked.run,
+            "name": asked.intent.name,
+            "arguments": asked.intent.arguments,
+            "why": asked.why,
+            "edits": [{"path": edit.path, "diff": edit.diff()} for edit in asked.intent.edits],
+        },
+        "parts": list(parts),
         "part_of": None if state.began.parent is None else state.began.parent.run,
         "steps": state.steps,
         "delegated_steps": state.delegated,

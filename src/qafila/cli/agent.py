@@ -356,6 +356,7 @@ def _work(
     from qafila.agent.show import summary
     from qafila.agent.signing import Signer
     from qafila.agent.state import State
+    from qafila.agent.subrun import waiting
 
     journal = agent.journal
     try:
@@ -367,7 +368,7 @@ def _work(
     recorded = journal.events(run)
     state = State.of(recorded)
     if as_json:
-        print(json.dumps(in_json(run, recorded), ensure_ascii=False))
+        print(json.dumps(in_json(run, recorded, waiting(journal, run), journal.parts(run)), ensure_ascii=False))
     else:
         print(summary(run, state), file=sys.stderr)
         if state.ended is not None and state.ended.reason == "waiting":

@@ -64,7 +64,8 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     found = journal.find(run)
     recorded = journal.events(found)
     if as_json:
-        typer.echo(json.dumps(in_json(found, recorded), ensure_ascii=False, indent=2))
+        told = in_json(found, recorded, waiting(journal, found), journal.parts(found))
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
         return
     state = State.of(recorded)
     for line in transcript(recorded):
