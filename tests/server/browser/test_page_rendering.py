@@ -52,7 +52,7 @@ def test_markdown_is_rendered_as_it_streams(open_page: Open, scripted_server: Se
     assert link.get_attribute("href") == "https://example.org/x"
     assert "noopener" in link.get_attribute("rel")
     prose.locator(".code-copy").click()
-    assert "Copied" in prose.locator(".code-copy").inner_text()
+    page.wait_for_selector(".prose .code-copy:has-text('Copied')")  # once the clipboard has it
     # What has grown piece by piece is what comes of the whole text.
     grown = prose.inner_html()
     page.reload()
