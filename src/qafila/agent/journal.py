@@ -7,16 +7,12 @@ however that ends. What other processes want of a run (to stop it, to tell it so
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
-import hashlib
-import os
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -26,6 +22,7 @@ from pydantic_core import PydanticSerializationError
 from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
 from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
 from qafila.agent.memory.store import Memory
+from qafila.agent.run_lock import BusyError, run_lock
 from qafila.agent.schedules.store import Schedules
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 from qafila.errors import AgentError, StorageError
@@ -71,7 +68,6 @@ SCHEMA = Schema("agent", (_RUNS, _EVENTS, _INBOX, LOG, CHECKPOINTS), (_with_owne
 
 Wish = Literal["steer", "cancel"]
 _ID = re.compile("[0-9a-f]{1,32}")
-_LOCK = 0x51414745  # PostgreSQL's advisory locks: this, and a number made of the run's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +100,6 @@ class Recorded:
     number: int
     at: float
     event: Event
-
-
-class BusyError(AgentError):
-    """Another process works on the run."""
 
 
 class Journal:
@@ -403,51 +395,8 @@ class Journal:
             AgentError: no such run. BusyError: another process works on it. StorageError: its lock cannot be made.
         """
         self._check_there(run)
-        busy = BusyError(f"run {run} is being worked on by another process; wait for it, or stop it first")
-        if self._engine.dialect.name == "postgresql":
-            number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big", signed=True)
-            with self._engine.connect() as connection:
-                locked = sa.select(sa.func.pg_try_advisory_lock(_LOCK, number))
-                if not _soon(lambda: bool(connection.scalar(locked)), patience):
-                    raise busy
-                connection.commit()
-                try:
-                    yield
-                finally:
-                    connection.execute(sa.select(sa.func.pg_advisory_unlock(_LOCK, number)))
-            return
-        database = self._engine.url.database
-        assert database is not None
-        locks = Path(f"{database}.runs")
-        try:
-            locks.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(locks / run, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(f"{locks / run}: {error.strerror}") from None
-        try:
-            if not _soon(lambda: _locked(descriptor), patience):
-                raise busy
+        with run_lock(self._engine, run, patience):
             yield
-        finally:
-            os.close(descriptor)
-
-
-def _soon(tried: Callable[[], bool], patience: float) -> bool:
-    """Whether something works, now or within so many seconds."""
-    end = time.monotonic() + patience
-    while not tried():
-        if time.monotonic() >= end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _lines() -> sa.Select[Any]:

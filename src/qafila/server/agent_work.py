@@ -14,8 +14,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
 from qafila.agent.events import Ended
-from qafila.agent.journal import BusyError
 from qafila.agent.loop import Agent
+from qafila.agent.run_lock import BusyError
 from qafila.agent.signing import Signer
 from qafila.errors import QafilaError, StorageError
 

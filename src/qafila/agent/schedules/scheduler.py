@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from qafila.agent.calls import HARMLESS
 from qafila.agent.events import Ended
-from qafila.agent.journal import BusyError, Journal
+from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent
 from qafila.agent.policy import Policy, Proposed, Verdict
 from qafila.agent.provenance import plain
+from qafila.agent.run_lock import BusyError
 from qafila.agent.schedules.instants import Quiet
 from qafila.agent.schedules.planner import Planner, Reader
 from qafila.agent.schedules.store import Fire, Schedule, Schedules
