@@ -323,6 +323,7 @@ RANKS = textwrap.dedent(
     import sys, os, torch, torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
+    from qafila.__main__ import leave
     from qafila.train.checkpoint import Checkpoints
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -343,6 +344,7 @@ RANKS = textwrap.dedent(
         state["w"].to_local().zero_()
         assert checkpoints.wait(), told
     dist.destroy_process_group()
+    leave(0)
     """
 )
 

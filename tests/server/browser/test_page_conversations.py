@@ -196,6 +196,19 @@ def test_errors_are_told_in_plain_words(open_page: Open, scripted_server: Serve)
     assert "isn’t answering" in notice.inner_text()
 
 
+def test_what_is_sent_before_the_models_are_known_is_answered(open_page: Open, scripted_server: Serve) -> None:
+    page = open_page(scripted_server(["Here."])[0])
+    held: list[Any] = []
+    page.route("**/v1/models", lambda route: held.append(route), times=1)  # Playwright takes no builtin
+    page.reload()
+    page.ask("anyone there?")
+    assert held
+    page.get_by_text("Here.").wait_for()
+    assert page.locator(".answer-name").inner_text() == "scripted"
+    held[0].continue_()
+    page.until("document.getElementById('model').value === 'scripted'")
+
+
 def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: Open, scripted_server: Serve) -> None:
     page = open_page(scripted_server(["Welcome."])[0], expected=["Failed to load resource"])
     refusal = {"error": {"message": "no key", "type": "authentication_error", "param": None, "code": "invalid_api_key"}}

@@ -63,9 +63,9 @@ export async function ask(path, options = {}) {
   return response;
 }
 
-/** Names of the models that the server offers, its default first. */
-export async function listModels() {
-  const answer = await (await ask("/v1/models")).json();
+/** Names of the models that the server offers, its default first. Throws ApiError, and AbortError when `signal` says stop. */
+export async function listModels(signal) {
+  const answer = await (await ask("/v1/models", { signal })).json();
   return answer.data.map((model) => model.id);
 }
 

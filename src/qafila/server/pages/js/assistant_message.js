@@ -38,11 +38,11 @@ export class AssistantMessage {
     this.onDraw = onDraw;
     this.body = h("div", { class: "answer" });
     this.foot = h("div", { class: "foot" });
-    const name = h("header", { class: "answer-name" }, icon("llama", "mark"), h("bdi", {}, node.model ?? ""));
+    this.name = h("bdi");
     this.element = h(
       "article",
-      { class: "message assistant", "aria-label": t("answerOf", { name: node.model ?? "" }), data: { node: node.id } },
-      name,
+      { class: "message assistant", data: { node: node.id } },
+      h("header", { class: "answer-name" }, icon("llama", "mark"), this.name),
       this.body,
       this.foot,
     );
@@ -105,9 +105,11 @@ export class AssistantMessage {
     this.onDraw();
   }
 
-  /** Draw what stands below the text. */
+  /** Draw what stands above and below the text. */
   update() {
     const { node, actions, chat } = this;
+    this.name.textContent = node.model ?? "";
+    this.element.setAttribute("aria-label", t("answerOf", { name: node.model ?? "" }));
     const generation = chat.generationOf(node);
     const running = generation !== null;
     this.element.classList.toggle("waiting", running && node.content === "");

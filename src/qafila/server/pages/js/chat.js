@@ -158,6 +158,7 @@ export class Chat extends EventTarget {
   #run(node) {
     const { conversation } = this;
     const generation = new Generation(conversation, node, settings().sampling, {
+      onModel: () => this.#tell("node", node),
       onText: () => this.#tell("text", generation),
       onEnd: () => {
         this.#running.delete(node.id);

@@ -1,6 +1,7 @@
 // One answer while it is being written: the request, the text and probabilities as they arrive, and how fast.
 
-import { ApiError, streamChat } from "./api.js";
+import { ApiError, listModels, streamChat } from "./api.js";
+import { preferredModel } from "./settings.js";
 import { saveConversation, saveTokens } from "./store.js";
 import { messagesUpTo } from "./tree.js";
 
@@ -30,7 +31,7 @@ export class Generation {
   /**
    * @param conversation the tree it belongs to. @param node the assistant's node, filled in as the answer comes.
    * @param sampling temperature, topP and maxTokens, null where the model's own apply.
-   * @param listener {onText(generation), onEnd(generation)}.
+   * @param listener {onModel(generation), onText(generation), onEnd(generation)}.
    */
   constructor(conversation, node, sampling, listener) {
     this.conversation = conversation;
@@ -76,6 +77,11 @@ export class Generation {
     const { node } = this;
     this.#started = performance.now();
     try {
+      if (node.model === null) {
+        // It was sent before the page knew what the server offers.
+        node.model = preferredModel(await listModels(this.#abort.signal));
+        this.listener.onModel(this);
+      }
       try {
         await this.#read(true);
       } catch (error) {

@@ -4,7 +4,7 @@ import { listModels } from "./api.js";
 import { askKey } from "./dialogs.js";
 import { byId, h } from "./elements.js";
 import { t } from "./i18n.js";
-import { change, settings } from "./settings.js";
+import { change, preferredModel } from "./settings.js";
 
 const SOON_MS = 2000;
 const LATE_MS = 15_000;
@@ -49,9 +49,7 @@ export class Models {
     const options = this.#names.map((name) => h("option", { value: name, dir: "ltr" }, name));
     if (options.length === 0) options.push(h("option", { value: "" }, t("noModels")));
     this.#select.replaceChildren(...options);
-    // The one chosen last, if it is still offered.
-    const wanted = settings().model;
-    this.chat.model = this.#names.includes(wanted) ? wanted : (this.#names[0] ?? null);
+    this.chat.model = preferredModel(this.#names);
     this.#select.value = this.chat.model ?? "";
   }
 }

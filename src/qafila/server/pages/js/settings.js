@@ -40,6 +40,9 @@ export function change(part) {
 
 export const onChange = (listener) => listeners.add(listener);
 
+/** Of the models that a server offers, the one that was chosen last, else the first; null where there is none. */
+export const preferredModel = (names) => (names.includes(values.model) ? values.model : (names[0] ?? null));
+
 /** Show the page in the chosen theme; without a choice the stylesheet follows the system. */
 export function applyTheme() {
   if (values.theme === null) delete document.documentElement.dataset.theme;
