@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 from scripted_agent import Answer, ScriptedAgent
 
+from qafila.agent.events import Intended
 from qafila.agent.journal import Journal
+from qafila.cli.agent_setup import ask_at_terminal
 from qafila.cli.main import main
 
 WRITE: Answer = [("write_file", {"path": "a.txt", "text": "new"})]
@@ -230,6 +233,33 @@ def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
     assert "-new" in out
     assert shell.file("a.txt") is None
     assert "changed nothing that is still there" in shell.error("undo", "last", "--all")
+
+
+def test_what_waits_is_shown_whole_and_nothing_in_it_is_unseen(shell: Shell) -> None:
+    lines = "\n".join(f"line {number}" for number in range(100))
+    shell.script([[("write_file", {"path": "a.txt", "text": f"{lines}\nlast \u202egnp.exe\u2066"})], "written"])
+    shell("write it")
+    shown, _ = shell("show", "last")
+    assert "+line 99\n+last <U+202E>gnp.exe<U+2066>" in shown
+    _, err = shell("approve", "last")
+    assert "+line 99\n+last <U+202E>gnp.exe<U+2066>" in err
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_a_person_who_is_asked_can_see_all_of_it_first(
+    long: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nhm\ny\n"))
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    address = "https://example.org/" + ("a" * 5000 if long else "a" * 500) + "/end"
+    intent = Intended(call="0.0", name="send", arguments={"to": address}, effect="irrevocable", key="k")
+    assert asyncio.run(ask_at_terminal(intent, "why\x1b[2J")) == (True, "")
+    err = capsys.readouterr().err
+    # Where nothing but the call says what it does, no value of it is cut.
+    assert err.count("/end") == 1
+    assert ("[a]ll of it" in err) == long
+    assert "\x1b" not in err
 
 
 def test_no_with_a_reason_is_told_to_the_model(shell: Shell) -> None:

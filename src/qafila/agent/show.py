@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -28,14 +29,15 @@ from qafila.text.messages import Message
 _MOST_VALUE, _MOST_RESULT = 60, 200
 
 
-def call_line(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call on one line, long values cut."""
-    return f"{name}({', '.join(f'{key}={_value(value)}' for key, value in arguments.items())})"
+def call_line(name: str, arguments: Mapping[str, Any], *, whole: bool = False) -> str:
+    """A call on one line, long values cut unless they are to be ``whole``."""
+    most = sys.maxsize if whole else _MOST_VALUE
+    return f"{name}({', '.join(f'{key}={_value(value, most)}' for key, value in arguments.items())})"
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, most: int) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MOST_VALUE else text[: _MOST_VALUE - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def lines(event: Event, step: int) -> list[str]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from qafila.agent.tool import Tool
     from qafila.chat.client import ChatClient
 
-_MOST_LINES = 40
+#: What a person at the terminal is shown of a call at once; the rest where they ask for it.
+_MOST_LINES, _MOST_CHARACTERS = 40, 4000
 
 
 def open_journal(database: str | None) -> Journal:
@@ -200,24 +201,38 @@ def prices(cost: float | None, *, read: float | None, cached: float | None, gene
 
 
 def preview(intent: Intended) -> str:
-    """What a call will do, for a person: the call itself, and the diff of what it changes."""
+    """All that a call will do, for a person: the call itself, and the diff of what it changes.
+
+    Values are whole where nothing but the call says what it does; what shows nothing and could make a text look like
+    another one is written out.
+    """
     from qafila.agent.show import call_line
 
-    lines = [call_line(intent.name, intent.arguments)]
+    lines = [call_line(intent.name, intent.arguments, whole=not intent.edits)]
     for edit in intent.edits:
         lines += edit.diff().rstrip("\n").split("\n")
-    if len(lines) > _MOST_LINES:
-        lines = [*lines[:_MOST_LINES], f"[{len(lines) - _MOST_LINES} more lines: qafila agent show]"]
-    return terminal.printable("\n".join(lines))
+    return terminal.unambiguous("\n".join(lines))
+
+
+def shortened(text: str) -> str | None:
+    """The beginning of a preview, where it is too long to be read at once; else None."""
+    lines = text.split("\n")
+    short = "\n".join(lines[:_MOST_LINES])[:_MOST_CHARACTERS]
+    if short == text:
+        return None
+    return f"{short}\n[{len(text) - len(short):,} more characters]"
 
 
 async def ask_at_terminal(intent: Intended, why: str) -> tuple[bool, str] | None:
     """Ask the person at the terminal; None where nobody is there, so that the run waits."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    print(f"\n{preview(intent)}\n({why})", file=sys.stderr)
+    whole = preview(intent)
+    short = shortened(whole)
+    print(f"\n{short or whole}\n({terminal.unambiguous(why)})", file=sys.stderr)
+    rest = "" if short is None else ", [a]ll of it"
     while True:
-        print("carry it out? [y]es, [n]o, [l]ater: ", end="", file=sys.stderr, flush=True)
+        print(f"carry it out? [y]es, [n]o, [l]ater{rest}: ", end="", file=sys.stderr, flush=True)
         line = await asyncio.to_thread(sys.stdin.readline)
         said = line.strip().lower()
         if not line or said in ("l", "later", "لاحقا", "لاحقًا"):
@@ -226,3 +241,5 @@ async def ask_at_terminal(intent: Intended, why: str) -> tuple[bool, str] | None
             return True, ""
         if said in ("n", "no", "لا"):
             return False, "the user said no"
+        if rest and said in ("a", "all", "الكل"):
+            print(whole, file=sys.stderr)
