@@ -235,6 +235,21 @@ def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
     assert "changed nothing that is still there" in shell.error("undo", "last", "--all")
 
 
+def test_a_run_that_is_gone_on_with_keeps_its_policy(shell: Shell, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[rule]]\ntool = "write_file"\nwhen = { path = "secret/*" }\nthen = "deny"\n')
+    secret: Answer = [("write_file", {"path": "secret/b.txt", "text": "new"})]
+    shell.script([WRITE, secret, "done", secret, "no"])
+    shell("write a.txt and secret/b.txt", "--policy", os.path.relpath(policy))
+    # The program itself says how to go on: without an option, what was denied stays denied.
+    shell("approve", "last", "--yes")
+    shell("resume", "last", "once more", "--yes")
+    assert shell.file("a.txt") == "new\n"
+    assert shell.file("secret/b.txt") is None
+    policy.unlink()
+    assert f"policy {policy}: no such file; --policy names another" in shell.error("resume", "last", "again")
+
+
 def test_what_waits_is_shown_whole_and_nothing_in_it_is_unseen(shell: Shell) -> None:
     lines = "\n".join(f"line {number}" for number in range(100))
     shell.script([[("write_file", {"path": "a.txt", "text": f"{lines}\nlast \u202egnp.exe\u2066"})], "written"])

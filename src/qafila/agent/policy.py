@@ -136,12 +136,13 @@ class Policy:
 
     Attributes:
         rules: the first that fits decides. effects: what holds where none does; effects that are not named are denied.
-        source: the file, for messages.
+        source: the file, for messages. file: where it is, "" for none; a run that is gone on with keeps it.
     """
 
     rules: tuple[Rule, ...] = ()
     effects: Mapping[Effect, Verdict] = field(default_factory=lambda: dict(DEFAULTS))
     source: str = "policy"
+    file: str = ""
 
     def judge(self, call: Proposed) -> tuple[Verdict, str]:
         """Whether a call may be carried out, and why so, in words.
@@ -172,7 +173,7 @@ def with_writes(policy: Policy) -> Policy:
     Rules of the policy itself go first.
     """
     free = Rule(0, "allow", effect="write", untrusted=True, why="you allowed it beforehand")
-    return Policy((*policy.rules, free), {**policy.effects, "write": "allow"}, policy.source)
+    return Policy((*policy.rules, free), {**policy.effects, "write": "allow"}, policy.source, policy.file)
 
 
 def read_policy(path: Path) -> Policy:
@@ -204,7 +205,7 @@ def read_policy(path: Path) -> Policy:
                     )
                 raise FormatError(path, f"line {line}: can never fit, since line {before.line} takes all its calls")
         rules.append(rule)
-    return Policy(tuple(rules), _effects(path, data.get("effects", {})), path.name)
+    return Policy(tuple(rules), _effects(path, data.get("effects", {})), path.name, str(path.resolve()))
 
 
 def _effects(path: Path, table: Any) -> dict[Effect, Verdict]:

@@ -184,7 +184,7 @@ def _resume(
     journal = open_journal(database)
     found = journal.find(run)
     agent = _same_agent(
-        journal, found, load_policy(yes, policy), as_json,
+        journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, say=say)
@@ -222,7 +222,7 @@ def _approve(
     print(preview(asked.intent), file=sys.stderr)
     decided = Decided(call=asked.intent.call, allowed=not deny, by="terminal", reason=reason)
     agent = _same_agent(
-        journal, found, load_policy(yes, policy), as_json,
+        journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, decisions={asked.answer_to(found): decided})
@@ -335,16 +335,19 @@ def _agent(
     )
 
 
-def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, config: Path | None, **model: Any) -> Agent:
-    """The agent of a run that is gone on with: its model, workspace and tools."""
+def _same_agent(
+    journal: Journal, run: str, yes: bool, policy: Path | None, as_json: bool, config: Path | None, **model: Any
+) -> Agent:
+    """The agent of a run that is gone on with: its model, workspace and tools; its policy, unless another is given."""
     from qafila.agent.loop import Settings
     from qafila.agent.state import State
 
     began = State.of(journal.events(run)).began
     names, more = ([one["function"]["name"] for one in listed] for listed in (began.tools, began.more))
     where = workspace(Path(began.workspace))
+    rules = policy or (Path(began.policy) if began.policy else None)
     return _agent(
-        journal, where, names, more, policy, Settings(), as_json, None, None, config,
+        journal, where, names, more, load_policy(yes, rules), Settings(), as_json, None, None, config,
         owner=journal.owner(run), model=began.model, **model,
     )  # fmt: skip
 

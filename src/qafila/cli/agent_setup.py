@@ -52,10 +52,12 @@ def load_policy(yes: bool, file: Path | None) -> Policy:
     """The policy out of a file, or the usual one; ``yes``: files may be changed without asking.
 
     Raises:
-        FormatError: the file is none.
+        UsageError: there is no such file. FormatError: it is no policy.
     """
     from qafila.agent.policy import Policy, read_policy, with_writes
 
+    if file is not None and not file.is_file():
+        raise UsageError(f"policy {file}: no such file; --policy names another")
     policy = Policy() if file is None else read_policy(file)
     return with_writes(policy) if yes else policy
 
