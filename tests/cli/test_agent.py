@@ -380,6 +380,13 @@ def test_a_result_can_be_made_another(shell: Shell) -> None:
     shell("resume", out.strip())
     assert [m.text for m in shell.clients[-1].asked[0].messages][-1] == "it is 43"
     assert "event 1 of run" in shell.error("replay", out.strip(), "--what-if", "1", "x")
+    # What comes of it did not happen: only the run itself is remembered.
+    (first, second) = shell.runs()
+    assert first["parent"] == second["id"]
+    assert [one.run for one in Journal(shell.url).memory.list("", kind="episode")] == [second["id"]]
+    told = json.loads(shell("replay", second["id"], "--what-if", "2", "it is 44", "--json")[0])
+    assert told == {"run": shell.runs()[0]["id"], "parent": second["id"]}
+    assert "go with --verify" in shell.error("replay", second["id"], "--what-if", "2", "x", "--threads", "2")
 
 
 def test_lists_are_short_and_of_this_database(shell: Shell) -> None:
