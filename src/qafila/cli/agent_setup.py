@@ -56,7 +56,7 @@ def load_policy(yes: bool, file: Path | None) -> Policy:
     """
     from qafila.agent.policy import Policy, read_policy, with_writes
 
-    if file is not None and not file.is_file():
+    if file is not None and not file.exists():
         raise UsageError(f"policy {file}: no such file; --policy names another")
     policy = Policy() if file is None else read_policy(file)
     return with_writes(policy) if yes else policy
