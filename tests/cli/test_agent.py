@@ -401,6 +401,13 @@ def test_lists_are_short_and_of_this_database(shell: Shell) -> None:
     assert shell("runs", "-n", "1")[0].splitlines() == lines[:1]
 
 
+def test_of_many_changed_files_a_few_are_named(shell: Shell) -> None:
+    shell.script([[("run_command", {"command": "touch $(seq 30)"})], "done"])
+    _, err = shell("touch thirty files, run it", "--yes")
+    assert "created 1, created 10, created 11," in err
+    assert " and 22 more\n" in err
+
+
 def test_a_hostile_run_cannot_paint_the_terminal(shell: Shell) -> None:
     (shell.workspace / "a\x1b[2J.txt").write_text("x\x1b]0;title\x07")
     shell.script([[("list_files", {})], "bye\x1b[2J"])

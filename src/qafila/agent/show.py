@@ -26,7 +26,7 @@ from qafila.agent.state import State
 from qafila.agent.subrun import Waiting
 from qafila.text.messages import Message
 
-_MOST_VALUE, _MOST_RESULT = 60, 200
+_MOST_VALUE, _MOST_RESULT, _MOST_EDITS = 60, 200, 8
 
 
 def call_line(name: str, arguments: Mapping[str, Any], *, whole: bool = False) -> str:
@@ -56,8 +56,9 @@ def lines(event: Event, step: int) -> list[str]:
             first = " ".join(event.observation.told().split())
             return [f"     → {first[:_MOST_RESULT]}{'…' if len(first) > _MOST_RESULT else ''}"]
         case Intended():
-            counts = [f"{edit.kind} {edit.path}" for edit in event.edits]
-            return [f"     {', '.join(counts)}"] if counts else []
+            done = [f"{edit.kind} {edit.path}" for edit in event.edits[:_MOST_EDITS]]
+            more = len(event.edits) - len(done)
+            return [f"     {', '.join(done)}{f' and {more:,} more' if more else ''}"] if done else []
         case Asked():
             return [f"     asks: {event.why}"]
         case Decided():
