@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_a_place_that_is_not_the_users_needs_a_word(policy: Policy) -> None:
     assert policy.judge(home)[0] == "ask"
     read = Proposed("read_file", "read", {"path": "a"}, frozenset({"path"}), frozenset({"path"}))
     assert policy.judge(read)[0] == "allow"
+
+
+def test_whoever_is_asked_by_default_is_told_where_values_come_from() -> None:
+    call = Proposed("send", "egress", {"to": "x@y.example"}, frozenset({"to"}), frozenset({"to"}), read=True)
+    assert Policy().judge(call) == ("ask", "to: not from your words, but from something that was read")
+    assert Policy().judge(replace(call, untrusted=frozenset(), chosen=False))[1].startswith("send: your words do not")
+    # Nothing was read yet, or a rule of the user's own says why.
+    assert Policy().judge(replace(call, read=False))[1] == "calls with the effect egress are asked about"
+    assert Policy((Rule(1, "ask", tool="send", why="Mail is shown."),)).judge(call) == ("ask", "Mail is shown.")
 
 
 WRITES = Policy(effects={**DEFAULTS, "write": "allow"})

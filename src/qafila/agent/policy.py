@@ -51,7 +51,7 @@ class Proposed:
     Attributes:
         tool, effect, arguments: of the call. untrusted: the arguments whose values are not the user's.
         controls: arguments that may not be steered by what was read: paths, recipients, addresses, and others.
-        chosen: whether the tool is the user's choice.
+        chosen: whether the tool is the user's choice. read: whether the model has been told what is not the user's.
     """
 
     tool: str
@@ -60,6 +60,7 @@ class Proposed:
     untrusted: frozenset[str] = frozenset()
     controls: frozenset[str] = frozenset()
     chosen: bool = True
+    read: bool = False
 
 
 def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Proposed:
@@ -81,7 +82,7 @@ def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Prop
     whole = tool.effect in ("egress", "irrevocable") or not tool.controls
     controls = frozenset(arguments) if whole else tool.controls
     words = (*tool.asked_by, tool.name) if tool.origin in _OURS else tool.asked_by
-    return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words))
+    return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words), read=True)
 
 
 def _as_done(tool: Tool, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -157,7 +158,9 @@ class Policy:
             verdict = self.effects.get(call.effect, "deny")
             words = {"allow": "are allowed", "ask": "are asked about", "deny": "are not allowed"}[verdict]
             why = f"calls with the effect {call.effect} {words}"
-        if verdict != "allow" or call.effect in ("pure", "read") or (rule and rule.untrusted):
+        # Whoever is asked anyway has to know where the values come from before anything else.
+        asked_anyway = verdict == "ask" and rule is None and call.read
+        if (verdict != "allow" and not asked_anyway) or call.effect in ("pure", "read") or (rule and rule.untrusted):
             return verdict, why
         steered = sorted(call.untrusted & call.controls)
         if steered:
