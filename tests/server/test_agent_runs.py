@@ -41,6 +41,7 @@ def test_a_run_from_its_goal_to_its_answer(place):
         assert "قافلة.txt" in call["arguments"]
         # The server's folders are its own affair.
         assert events[0][1]["event"]["workspace"] == "workspace"
+        assert "policy" not in events[0][1]["event"]
         assert str(place.workspace) not in str(events)
         run = ask.run(begun["id"])
         assert events[-1][1] == run
