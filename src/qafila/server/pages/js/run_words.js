@@ -3,6 +3,7 @@
 import { h } from "./elements.js";
 import { number, percent, t } from "./i18n.js";
 import { longText } from "./long_text.js";
+import { seen } from "./unseen.js";
 
 const STATES = {
   running: /* t */ "stateRunning",
@@ -78,7 +79,7 @@ export function callLine(name, args) {
       "span",
       { class: "argument" },
       `${key}: `,
-      h("bdi", {}, one.length > MOST ? `${one.slice(0, MOST)}…` : one),
+      h("bdi", {}, seen(one.length > MOST ? `${one.slice(0, MOST)}…` : one)),
     );
   });
   return h("span", { class: "call-line" }, h("bdi", { class: "call-name", dir: "ltr" }, name), values);
