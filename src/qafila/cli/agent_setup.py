@@ -212,7 +212,8 @@ def preview(intent: Intended) -> str:
 
     lines = [call_line(intent.name, intent.arguments, whole=not intent.edits)]
     for edit in intent.edits:
-        lines += edit.diff().rstrip("\n").split("\n")
+        # Calendars, for one, have carriage returns before their line feeds.
+        lines += [line.removesuffix("\r") for line in edit.diff().rstrip("\n").split("\n")]
     return terminal.unambiguous("\n".join(lines))
 
 

@@ -16,7 +16,7 @@ function row(line) {
   const [kind, word] = { "+": ["ins", t("lineAdded")], "-": ["del", t("lineRemoved")] }[line[0]] ?? ["span", null];
   const sign = h("span", { class: "diff-sign", "aria-hidden": "true" }, kind === "span" ? "" : line[0]);
   // The spoken word stands apart: the line's own letters alone say which way it goes.
-  const text = h("span", { class: "diff-text", dir: "auto" }, seen(line.slice(1)));
+  const text = h("span", { class: "diff-text", dir: "auto" }, seen(line.slice(1).replace(/\r$/, "")));
   return h(
     "li",
     { class: `diff-line ${kind}` },
