@@ -19,6 +19,9 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult, InputRequiredResult
 
 from qafila.agent.config import Server
+from qafila.agent.edits import file_edit
+from qafila.agent.events import Intended
+from qafila.agent.mcp.asking import question
 from qafila.agent.mcp.connection import Connection
 from qafila.agent.mcp.definition import reached
 from qafila.agent.mcp.pins import PinnedServer
@@ -163,6 +166,15 @@ def test_a_client_can_ask_its_user(workspace: Path, mode: str, answer: str) -> N
     assert question.endswith("\n(calls with the effect write are asked about)")
     assert result.is_error == (answer != "yes")
     assert (workspace / "new.txt").exists() == (answer == "yes")
+
+
+def test_a_question_that_is_too_long_says_what_it_leaves_out(workspace: Path) -> None:
+    edits = file_edit(workspace, "run.sh", b"x\n" * 9000)
+    arguments = {"text": "x\n" * 9000, "path": "run.sh"}
+    intent = Intended(call="0", name="write_file", arguments=arguments, effect="write", key="k", edits=edits)
+    asked = question(intent, "why")
+    assert "characters are not shown; it does: created run.sh]\n(why)" in asked
+    assert len(asked) < 4200
 
 
 def test_an_answer_to_another_call_is_none_to_this_one(workspace: Path) -> None:
