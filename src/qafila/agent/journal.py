@@ -281,7 +281,8 @@ class Journal:
         if not 0 <= after < len(recorded):
             raise AgentError(f"run {run} has events 0 to {len(recorded) - 1}, not {after}")
         first = recorded[0].event
-        assert isinstance(first, Began)
+        if not isinstance(first, Began):
+            raise AgentError("the journal of this run does not start with its beginning")
         if first.parent is not None:  # its goal is not the user's, and alone it would be taken for that
             raise AgentError(f"run {run} is a part of run {first.parent.run}; fork that one")
         if instead is not None:
