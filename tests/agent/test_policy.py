@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_place import Place, ended
+from agent_place import Place, ended, told
 
 from qafila.agent.policy import DEFAULTS, Policy, Proposed, Rule, proposed, read_policy, with_writes
 from qafila.agent.provenance import Trusted
-from qafila.agent.tools import files
+from qafila.agent.tools import commands, files
 from qafila.errors import FormatError
 
 POLICY = """
@@ -140,6 +140,17 @@ def test_rules_that_are_narrower_or_only_overlap_are_kept(tmp_path: Path) -> Non
         encoding="utf-8",
     )
     assert [rule.line for rule in read_policy(file).rules] == [1, 4, 7, 10, 13]
+
+
+def test_a_rule_about_a_path_is_of_the_files_whichever_tool_changes_them(tmp_path: Path, place: Place) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\neffect = "write"\nwhen = { path = "secret/*" }\nthen = "deny"\nwhy = "No."\n')
+    policy = with_writes(read_policy(file))
+    script = [[("run_command", {"command": "echo x > b.txt; mkdir secret; echo x > secret/a.txt"})],
+              [("run_command", {"command": "echo x > b.txt"})], "done"]  # fmt: skip
+    _, events = place.begin(script, tools=commands.tools(), policy=policy)
+    assert told(events)[0] == ("refused", "secret/a.txt: No.")
+    assert (place.file("secret/a.txt"), place.file("b.txt")) == (None, "x\n")
 
 
 @pytest.mark.parametrize("path", ["./secret/a", " secret/a", "/secret/a", "x/../secret/a", "secret//a", "secret\\a"])

@@ -126,6 +126,11 @@ class Calls:
                 yield _observed(pending, made, started)
                 return
             intent = made
+            judged = proposed(tool, pending.call.arguments, self._trusted())
+            verdict, why = self._policy.judge_paths(judged, (edit.path for edit in intent.edits))
+            if verdict == "deny":
+                yield _observed(pending, observation(why, "refused"), started)
+                return
             if verdict == "allow" and pending.unsure:
                 verdict, why = "ask", f"the model is not sure that {tool.name} is the right tool"
             if verdict == "ask":

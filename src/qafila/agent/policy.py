@@ -5,7 +5,7 @@
 
     [[rule]]                      # the first rule that fits decides
     tool = "write_file"           # a name, or a pattern like "mail_*"; or effect = "egress"
-    when = { path = "notes/*" }   # patterns for arguments; all must fit
+    when = { path = "notes/*" }   # patterns for arguments; all must fit. path: also of what a tool changes by itself
     from = "untrusted"            # only where an argument of `when` (without it: any, or the tool) is not the user's
     then = "deny"                 # allow, ask or deny
     why = "Notes are the user's."
@@ -19,8 +19,8 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -76,7 +76,7 @@ def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Prop
         tool: that is to be called. arguments: as the model wrote them. trusted: the user's words.
     """
     foreign = untrusted(arguments, trusted, declared=frozenset(declared_keys(tool.schema.parameters)))
-    arguments = _as_done(tool, arguments)
+    arguments = as_done(tool, arguments)
     if not trusted.read:
         return Proposed(tool.name, tool.effect, arguments, foreign, tool.controls)
     whole = tool.effect in ("egress", "irrevocable") or not tool.controls
@@ -85,7 +85,7 @@ def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Prop
     return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words), read=True)
 
 
-def _as_done(tool: Tool, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+def as_done(tool: Tool, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Arguments with the path that our tools will act on: one file has many spellings, and rules are of the file."""
     path = arguments.get("path")
     if tool.origin not in _OURS or not isinstance(path, str):
@@ -167,6 +167,20 @@ class Policy:
             return "ask", f"{', '.join(steered)}: not from your words, but from something that was read"
         if not call.chosen:
             return "ask", f"{call.tool}: your words do not ask for it, and something was read before it was chosen"
+        return verdict, why
+
+    def judge_paths(self, call: Proposed, paths: Iterable[str]) -> tuple[Verdict, str]:
+        """As `judge`, of a call whose changes are known: rules about paths are of the files, whichever tool it is.
+
+        Args:
+            call: which. paths: of all that it changes.
+        """
+        verdict, why = self.judge(call)
+        for path in paths:
+            there = replace(call, arguments={**call.arguments, "path": path})
+            rule = next((one for one in self.rules if one.fits(there)), None)
+            if rule is not None and "path" in rule.when and VERDICTS.index(rule.then) > VERDICTS.index(verdict):
+                verdict, why = rule.then, f"{path}: {rule.why or f'{self.source}, line {rule.line}'}"
         return verdict, why
 
 

@@ -26,7 +26,7 @@ from qafila.agent.mcp.connection import Connection
 from qafila.agent.mcp.definition import reached
 from qafila.agent.mcp.pins import PinnedServer
 from qafila.agent.mcp.server import Service
-from qafila.agent.policy import Policy, with_writes
+from qafila.agent.policy import Policy, Rule, with_writes
 from qafila.agent.tool import Toolbox, tool
 from qafila.agent.tools import calculate, files
 from qafila.errors import AgentError
@@ -117,6 +117,17 @@ def test_changes_of_one_file_at_once_follow_one_another(workspace: Path) -> None
 
     assert asyncio.run(main()) == ["ok"] * 4
     assert (workspace / "a.txt").read_text(encoding="utf-8") == "٠ ٠ ٠ ٠\n"
+
+
+@pytest.mark.parametrize("path", ["secret/a", "./secret/a", "/secret/a", "x/../secret/a"])
+def test_a_rule_is_of_the_file_however_a_client_spells_it(workspace: Path, path: str) -> None:
+    (workspace / "secret").mkdir()
+    (workspace / "secret" / "a").write_text("word")
+    rules = (Rule(1, "deny", when={"path": "secret/*"}, why="No."),)
+    service = Service(Toolbox(TOOLS), workspace=workspace, policy=with_writes(Policy(rules)))
+    calls = [("read_file", {"path": path}), ("write_file", {"path": path, "text": "x"})]
+    assert [text.partition(": ")[2] for _, text in asked(service, *calls)] == ["No.", "No."]
+    assert (workspace / "secret" / "a").read_text() == "word"
 
 
 def test_a_policy_denies_and_what_cannot_be_undone_is_refused_even_with_yes(workspace: Path) -> None:
