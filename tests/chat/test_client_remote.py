@@ -232,6 +232,23 @@ def test_tools():
     ]  # fmt: skip
 
 
+def test_a_call_that_is_nested_without_end_is_none():
+    deep = {"name": "weather", "arguments": '{"city": ' + "[" * 100_000 + "]" * 100_000 + "}"}
+    script = [
+        HEAD,
+        delta(tool_calls=[{"index": 0, "id": "c", "function": deep}]),
+        delta(reason="tool_calls"),
+        DONE,
+        None,
+    ]
+
+    async def work(client, server):
+        return await collect(client.chat(ask()))
+
+    (finished,) = [one for one in run(work, script) if isinstance(one, Finished)]
+    assert finished.message.tool_calls == ()
+
+
 def test_logprobs_of_chats_and_of_texts():
     top = [{"token": "a", "logprob": -0.1, "bytes": [97]}, {"token": "b", "logprob": -2, "bytes": None}]
     chat = {"content": [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": top}]}
@@ -276,6 +293,8 @@ def test_events_may_be_cut_anywhere_and_hold_any_character():
         ([HEAD, delta("Hel"), event({"error": {"message": "out of memory"}}), None], 502, "failed: out of memory"),
         ([HEAD, delta("Hel"), delta(reason="abort"), DONE, None], 502, "gave the answer up"),
         ([HEAD, b"data: {nonsense\n\n", None], 502, "no JSON object"),
+        ([HEAD, b'data: {"x": ' + b"[" * 100_000 + b"\n\n", None], 502, "no JSON object"),
+        (answer(500, b"[" * 50_000), 500, "answered 500$"),
         ([HEAD, event({"choices": [{"index": 5, "delta": {}}]}), None], 502, "not understood"),
         ([HEAD, event({"choices": [{"index": 0, "delta": {"content": 5}}]}), None], 502, "not understood"),
         ([HEAD, event({"choices": "x"}), None], 502, "not understood"),

@@ -138,8 +138,8 @@ class RemoteAnswers:
         for call_id, name, pieces in choice.calls.values():
             try:
                 arguments = json.loads("".join(pieces) or "{}")
-            except ValueError:
-                continue  # cut short
+            except (ValueError, RecursionError):
+                continue  # cut short, or nested deeper than anybody means
             if isinstance(arguments, dict):
                 calls.append(ToolCall(call_id, name, arguments))
         ended = _REASONS.get(reason, "stop")

@@ -202,7 +202,7 @@ class Connection:
     async def _json(self, response: httpx.Response) -> dict[str, Any]:
         try:
             value = json.loads(await self._read(response, _MAX_BODY))
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise UpstreamError(f"{self._where}: its server answered with no JSON object", status=502)
@@ -223,7 +223,7 @@ class Connection:
                 return
             try:
                 event = json.loads(data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 event = None
             if not isinstance(event, dict):
                 raise UpstreamError(f"{self._where}: its server sent an event that is no JSON object", status=502)
@@ -263,7 +263,7 @@ def _told(body: bytes) -> tuple[str, str | None, str | None]:
     """What an error says, its field and its code, in one of the shapes that are seen."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         return "", None, None
