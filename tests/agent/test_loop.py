@@ -175,6 +175,16 @@ def test_a_call_that_is_no_json_is_no_answer(place: Place) -> None:
     assert "a call of 'calculate' whose arguments are no JSON object" in ended(events).detail
 
 
+def test_a_call_that_is_nested_too_deeply_is_not_written_down(place: Place) -> None:
+    deep: Any = 1
+    for _ in range(600):
+        deep = [deep]
+    run, events = place.begin([[("calculate", {"expression": deep})], "done"])
+    assert kinds(events) == ["ended"]
+    assert ended(events).detail == "the model wrote a call of 'calculate' that is nested too deeply"
+    assert kinds(place.work(place.agent([[("calculate", {"expression": [[1]]})], "2"]), run))[-1] == "ended"
+
+
 def test_an_answer_that_was_cut_says_so(place: Place) -> None:
     _, events = place.begin(ScriptedAgent(["and then"], reason="length"), settings=Settings(answer_tokens=7))
     assert (ended(events).reason, ended(events).detail) == ("done", "the answer was cut at 7 tokens")

@@ -29,6 +29,9 @@ from qafila.chat.client import (
 from qafila.errors import AgentError
 from qafila.text.messages import Message, ToolCall, ToolSchema
 
+#: Objects and lists within one another in a call's arguments: whatever looks at them later calls itself for each.
+_MOST_NESTED = 64
+
 
 class UnsureError(Exception):
     """The model knows too little of what to do next: a person is to take over."""
@@ -104,6 +107,9 @@ async def ask_model(
     if answer.broken:
         name = whole_letters(answer.broken)
         raise AgentError(f"the model wrote a call of {name!r:.80} whose arguments are no JSON object")
+    for call in answer.message.tool_calls:
+        if _too_deep(call.arguments):
+            raise AgentError(f"the model wrote a call of {whole_letters(call.name)!r:.80} that is nested too deeply")
     message = _own_ids(answer.message, state.steps)
     decision = Decision(
         prompt_sha256=digest,
@@ -153,6 +159,17 @@ class _Answer:
             return ""
         made = Counter(call.name for call in self.message.tool_calls)
         return next(iter((Counter(self._begun.values()) - made).elements()), "?")
+
+
+def _too_deep(arguments: Mapping[str, Any]) -> bool:
+    layer: list[Any] = [arguments]
+    for _ in range(_MOST_NESTED):
+        layer = [
+            inner
+            for one in layer
+            for inner in (one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ())
+        ]
+    return bool(layer)
 
 
 def _own_ids(message: Message, step: int) -> Message:
