@@ -368,8 +368,12 @@ def test_a_fork_is_a_run_of_its_own(shell: Shell) -> None:
     new = shell("fork", "last", "2")[0].strip()
     first, second = shell.runs()
     assert (first["id"], first["parent"], first["forked_at"], first["events"]) == (new, second["id"], 2, 3)
+    # Nobody works on it: it is not running, and its steps are counted on.
+    assert first["status"] == json.loads(shell("show", new, "--json")[0])["status"] == "interrupted"
     shell.script(["", "Another answer."])
-    assert shell("resume", new)[0].strip() == "Another answer."
+    out, err = shell("resume", new)
+    assert out.strip() == "Another answer."
+    assert "  2  answers " in err
     assert "has events 0 to 4, not 99" in shell.error("fork", second["id"], "99")
 
 

@@ -101,9 +101,19 @@ def summary(run: str, state: State) -> str:
 
 
 def as_json(
-    run: str, recorded: Iterable[Recorded], asked: Waiting | None = None, parts: Sequence[str] = ()
+    run: str,
+    recorded: Iterable[Recorded],
+    asked: Waiting | None = None,
+    parts: Sequence[str] = (),
+    *,
+    working: bool = True,
 ) -> dict[str, Any]:
-    """A run as one JSON object: how it stands, what it (or a part) waits for, and every event with its time."""
+    """A run as one JSON object: how it stands, what it (or a part) waits for, and every event with its time.
+
+    Args:
+        run, recorded: which, and its events. asked: what it waits for. parts: of it.
+        working: whether somebody works on it; what nobody does and has no end was interrupted.
+    """
     every = list(recorded)
     state = State.of(every)
     ended = state.ended
@@ -112,7 +122,7 @@ def as_json(
         "id": run,
         "goal": state.began.goal,
         "model": state.began.model,
-        "status": ended.reason if ended is not None else "running",
+        "status": ended.reason if ended is not None else "running" if working else "interrupted",
         "answer": ended.answer if ended is not None else "",
         "detail": ended.detail if ended is not None else "",
         "waits_for": None

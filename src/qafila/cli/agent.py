@@ -386,6 +386,7 @@ async def _watch(agent: Agent, run: str, as_json: bool, say: str | None, decisio
     """Show each event as it happens; Ctrl-C stops the run, a second one leaves it as it is."""
     from qafila.agent.events import Answered
     from qafila.agent.show import lines
+    from qafila.agent.state import State
 
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -402,7 +403,7 @@ async def _watch(agent: Agent, run: str, as_json: bool, say: str | None, decisio
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    step = 0
+    step = State.of(agent.journal.events(run)).steps
     try:
         async for recorded in agent.work(run, say=say, decisions=decisions):
             if isinstance(recorded.event, Answered):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from qafila.cli import options as opt
 from qafila.cli import terminal
 from qafila.cli.agent_setup import open_client, open_journal, preview
-from qafila.errors import UsageError
+from qafila.errors import QafilaError, UsageError
 
 if TYPE_CHECKING:
     from qafila.agent.explain import Cause
@@ -40,7 +41,12 @@ def runs(
     """List the runs, newest first."""
     from qafila.agent.show import run_row
 
-    found = open_journal(database).runs(most)
+    journal = open_journal(database)
+    # What is under way in the journal and in no process was interrupted.
+    found = [
+        replace(one, status="interrupted") if one.status == "running" and not _worked_on(journal, one.id) else one
+        for one in journal.runs(most)
+    ]
     if as_json:
         typer.echo(json.dumps([run_row(one) for one in found], ensure_ascii=False, indent=2))
         return
@@ -64,7 +70,8 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     found = journal.find(run)
     recorded = journal.events(found)
     if as_json:
-        told = in_json(found, recorded, waiting(journal, found), journal.parts(found))
+        working = _worked_on(journal, found)
+        told = in_json(found, recorded, waiting(journal, found), journal.parts(found), working=working)
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
         return
     state = State.of(recorded)
@@ -77,6 +84,14 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
         where = "" if asked.run == found else f" (in its part {asked.run})"
         typer.echo(f"\nwaits for a word on{where}:\n{preview(asked.intent)}")
     typer.echo(summary(found, state))
+
+
+def _worked_on(journal: Journal, run: str) -> bool:
+    """Whether somebody works on a run; where that cannot be told (nothing can be locked here) it is believed."""
+    try:
+        return journal.worked_on(run)
+    except QafilaError:
+        return True
 
 
 def replay(
