@@ -74,6 +74,7 @@ def test_what_is_meant(text: str, meant: str) -> None:
         ("tomorrow 10:61", "no time of a day"), ("1 رمضان 2026 م", "other calendar"), ("9" * 200, "too long"),
         ("in 99999 years", "too far away"), ("2026-11-29 10:00+99:00", "no offset"), ("0 November", "no such day"),
         ("10:00 and 11:00", "is no date"), ("in 3 hours 15:00", "is no date"), ("9999-12-31 23:00-12:00", "too far"),
+        ("9999-12-31", "too far"),
     ],
 )  # fmt: skip
 def test_what_means_nothing_or_more_than_one_thing_is_told(text: str, words: str) -> None:

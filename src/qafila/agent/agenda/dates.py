@@ -11,7 +11,7 @@ import re
 import zoneinfo
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from datetime import MAXYEAR, MINYEAR, UTC, date, datetime, time, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -173,6 +173,8 @@ def read_when(text: str, clock: Clock, day: date | None = None) -> Written:
             meant, relative = day or clock.here().date(), day is None
         else:
             raise _unreadable(text)
+        if meant.year in (MINYEAR, MAXYEAR):  # the day before or after, or the same in another zone, may be none
+            raise OverflowError
         return Written(meant if found is None else _at(meant, found, clock.zone), relative)
     except OverflowError:
         raise ToolError(f"{text!r}: is too far away") from None
