@@ -192,6 +192,8 @@ def test_a_fork_begins_as_its_parent_and_goes_its_own_way(journal: Journal) -> N
     instead = Observed(call="0.0", name="a", observation=observation("other"))
     changed = journal.fork(run, 5, instead)
     assert [one.event for one in journal.events(changed)][4:] == [INTENT, instead]
+    with pytest.raises(AgentError, match=r"call 0\.0 of run .* what a person allows is done once"):
+        journal.fork(run, 3)
     journal.fork(run, 8)
     assert journal.runs()[0].status == "cost"
     for after in (-1, 10):

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
-from qafila.agent.events import EVENT, Began, Ended, Event, Resumed
+from qafila.agent.events import EVENT, Began, Decided, Ended, Event, Intended, Resumed
 from qafila.agent.memory.store import Memory
 from qafila.agent.run_lock import BusyError, run_lock
 from qafila.agent.schedules.store import Schedules
@@ -275,7 +275,7 @@ class Journal:
         What comes of an event that did not happen is not kept in the memory.
 
         Raises:
-            AgentError: no such run or event, or a part of another run.
+            AgentError: no such run or event, a part of another run, or a person's word that would count twice.
         """
         recorded = self.events(run)
         if not 0 <= after < len(recorded):
@@ -285,6 +285,13 @@ class Journal:
             raise AgentError("the journal of this run does not start with its beginning")
         if first.parent is not None:  # its goal is not the user's, and alone it would be taken for that
             raise AgentError(f"run {run} is a part of run {first.parent.run}; fork that one")
+        shared = [one.event for one in recorded[: after + 1]]
+        allowed = {event.call for event in shared if isinstance(event, Decided) and event.allowed}
+        if unused := sorted(allowed - {event.call for event in shared if isinstance(event, Intended)}):
+            raise AgentError(
+                f"call {unused[0]} of run {run} is allowed by then and made later, and what a person allows is "
+                "done once; fork before it was allowed, or after it was made"
+            )
         if instead is not None:
             first = first.model_copy(update={"remembers": False})
         with writing(self._engine) as connection:
