@@ -180,12 +180,9 @@ def test_a_helper_waits_is_shown_approved_and_counted(shell: Shell) -> None:
     assert "+new" in shown
     assert f"part of run {whole['id']}, call 0.0" in shell("show", part["id"])[0]
     told = json.loads(shell("show", whole["id"], "--json")[0])
-    assert (told["parts"], told["waits_for"]["run"], told["waits_for"]["name"]) == (
-        [part["id"]],
-        part["id"],
-        "write_file",
-    )
-    assert told["waits_for"]["edits"][0]["path"] == "a.txt"
+    (waits,) = told["waits_for"]
+    assert (told["parts"], waits["run"], waits["name"]) == ([part["id"]], part["id"], "write_file")
+    assert waits["edits"][0]["path"] == "a.txt"
     assert "go on with that one" in shell("resume", part["id"], status=2)[1]
     assert f"is a part of run {whole['id']}; approve that one" in shell("approve", part["id"], status=2)[1]
     _, err = shell("approve", whole["id"])

@@ -48,8 +48,8 @@ def test_what_a_helper_asks_for_is_decided_on_its_run(place, allowed):
         assert ask.run(run)["state"] == "waiting"
         assert [one["call"] for one in ask.run(run)["pending"]] == [waits["call"]]
         assert [one["id"] for one in ask.get(RUNS)["data"]] == [run]  # a part is no run of its own
-        assert ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": True}, status=409)
-        ask.post(f"{RUNS}/{run}/decide", {"call": waits["call"], "allowed": allowed})
+        assert ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": True}, status=409)
+        ask.post(f"{RUNS}/{run}/decide", {"calls": [waits["call"]], "allowed": allowed})
     with place.serve(team, free=False) as ask:  # the word is kept, whatever happens to the server
         ask.watch(run)
         assert ask.run(run)["answer"] == "all done"

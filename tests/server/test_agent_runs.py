@@ -118,11 +118,11 @@ def test_what_writes_waits_for_a_word_and_happens_once(place):
         assert place.file("تقرير.txt") is None
         (event,) = [data["event"] for kind, data in ask.watch(run) if kind == "asked"]
         assert set(event["intent"]["edits"][0]) == {"path", "diff"}
-        wrong = ask.post(f"{RUNS}/{run}/decide", {"call": "9.9", "allowed": True}, status=409)["error"]
+        wrong = ask.post(f"{RUNS}/{run}/decide", {"calls": ["9.9"], "allowed": True}, status=409)["error"]
         assert wrong["message"] == f"call '9.9' of run {run} waits for nobody's word"
 
         def decide(_: int) -> int:
-            body = {"call": "0.0", "allowed": True}
+            body = {"calls": ["0.0"], "allowed": True}
             return httpx.post(f"{ask.url}{RUNS}/{run}/decide", json=body, timeout=30).status_code
 
         with ThreadPoolExecutor(6) as pool:
@@ -143,7 +143,7 @@ def test_a_no_with_a_reason(place):
     with place.serve([WRITE, "as you like"], free=False) as ask:
         run = ask.begin()
         ask.watch(run)
-        ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": False, "reason": "ليس الآن"})
+        ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": False, "reason": "ليس الآن"})
         events = ask.watch(run, after=3)
         (observed,) = [data["event"]["observation"] for kind, data in events if kind == "observed"]
         assert (observed["status"], observed["text"]) == ("refused", "ليس الآن")
@@ -157,7 +157,7 @@ def test_a_decision_the_moment_it_is_asked(place):
         run = ask.begin()
         with ask.stream("GET", f"{RUNS}/{run}/events") as told:
             assert any(kind == "asked" for kind, _, _ in told)
-            ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": True})
+            ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": True})
         assert ask.until(run, "done")["answer"] == "done"
 
 
@@ -167,7 +167,7 @@ def test_another_process_works_on_it(place):
         ask.watch(run)
         journal = place.journal()
         with journal.hold(run):
-            for path, body in (("decide", {"call": "0.0", "allowed": True}), ("resume", {}), ("undo", {})):
+            for path, body in (("decide", {"calls": ["0.0"], "allowed": True}), ("resume", {}), ("undo", {})):
                 error = ask.post(f"{RUNS}/{run}/{path}", body, status=409)["error"]
                 assert "is being worked on by another process" in error["message"]
             ask.post(f"{RUNS}/{run}/say", {"text": "قل شيئًا"})
@@ -179,7 +179,7 @@ def test_another_process_works_on_it(place):
         journal.close()
         # Nothing of it went on, and what was said is read when it does.
         assert ask.run(run)["state"] == "waiting"
-        ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": True})
+        ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": True})
         assert "قل شيئًا" in str(ask.watch(run, after=3))
         assert place.file("تقرير.txt") is not None
 
@@ -283,7 +283,7 @@ def test_what_is_counted(place):
         assert found["qafila_agent_steps_total"] == 1
         assert found["qafila_agent_waiting"] == 1
         (approval,) = ask.get("/v1/agent/approvals")["data"]
-        ask.post(f"{RUNS}/{approval['run']}/decide", {"call": approval["call"], "allowed": True})
+        ask.post(f"{RUNS}/{approval['run']}/decide", {"calls": [approval["call"]], "allowed": True})
         ask.watch(approval["run"])
         assert samples()["qafila_agent_waiting"] == 0
 
@@ -353,7 +353,7 @@ def test_wrong_ids_paths_and_cursors(one_server):
 
 
 BODIES: dict[str, Any] = {
-    "decide": {"call": "0.0", "allowed": True},
+    "decide": {"calls": ["0.0"], "allowed": True},
     "say": {"text": "hi"},
     "stop": None,
     "resume": None,

@@ -28,7 +28,6 @@ from qafila.agent.events import (
     Ended,
     Ending,
     Event,
-    Intended,
     Parent,
     Prices,
     Resumed,
@@ -173,8 +172,11 @@ class Agent:
         )
         return self.journal.begin(began, run, owner=self._owner)
 
-    def go_on(self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None) -> None:
+    def go_on(self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None) -> bool:
         """Write down that a run is to go on, and what was said and decided; `work` then carries it on.
+
+        Returns:
+            Whether there is anything to carry on: a run that still waits for a word on other calls goes on later.
 
         Raises:
             AgentError, StorageError: as `work`.
@@ -183,6 +185,7 @@ class Agent:
             worker = self._worker(run)
             for event in worker.opening(say, decisions or {}):
                 worker.write(event)
+            return worker.state.ended is None
 
     def _worker(self, run: str) -> _Worker:
         state = State.of(self.journal.events(run))
@@ -257,9 +260,13 @@ class _Worker:
         return Recorded(number, time.time(), event)
 
     def opening(self, say: str | None, decisions: Mapping[str, Decided], budget: Budget | None = None) -> list[Event]:
-        """What comes before the first turn; ``budget``: of a sub-run, by what its run has left."""
+        """What comes before the first turn; ``budget``: of a sub-run, by what its run has left.
+
+        Where a word on some calls is still missing, the run stays as it is with the words there are.
+        """
         events: list[Event] = []
-        if self.state.ended is not None:
+        asked = {one.answer_to(self._run) for one in waiting(self._agent.journal, self._run)} if decisions else set()
+        if self.state.ended is not None and (say or not asked - decisions.keys()):
             events.append(Resumed(budget=budget or fresh(self.state)))
             for number, kind, _ in self._agent.journal.wishes(self._run):
                 if kind == "cancel":  # it meant the work that has ended
@@ -278,8 +285,9 @@ class _Worker:
     def _decided_in_part(self, key: str, decided: Decided) -> bool:
         """Write down what was said of a call that waits in a part of the run, if one with this key does."""
         journal = self._agent.journal
-        found = waiting(journal, self._run)
-        if found is None or found.run == self._run or found.intent.key != key:
+        parts = (one for one in waiting(journal, self._run) if one.run != self._run)
+        found = next((one for one in parts if one.intent.key == key), None)
+        if found is None:
             return False
         with journal.hold(found.run, patience=_PATIENCE):
             number = len(journal.events(found.run))
@@ -353,8 +361,8 @@ class _Worker:
         said = self.state.said
         return said if self._above is None else [*self._above._users_words(), *said[1:]]
 
-    def _waits(self, intent: Intended, why: str) -> Ended:
-        return self._end("waiting", detail=f"{intent.name}: {why}")
+    def _waits(self, why: str) -> Ended:
+        return self._end("waiting", detail=why)
 
     def _surroundings(self, call: str) -> Surroundings:
         return Surroundings(

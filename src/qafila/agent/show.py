@@ -57,7 +57,7 @@ def lines(event: Event, step: int) -> list[str]:
             counts = [f"{edit.kind} {edit.path}" for edit in event.edits]
             return [f"     {', '.join(counts)}"] if counts else []
         case Asked():
-            return [f"     asks: {event.why}"]
+            return [f"     asks about {event.intent.name}: {event.why}"]
         case Decided():
             return [f"     {'allowed' if event.allowed else 'not allowed'} ({event.by})"]
         case Steered():
@@ -98,7 +98,7 @@ def summary(run: str, state: State) -> str:
 
 
 def as_json(
-    run: str, recorded: Iterable[Recorded], asked: Waiting | None = None, parts: Sequence[str] = ()
+    run: str, recorded: Iterable[Recorded], asked: Sequence[Waiting] = (), parts: Sequence[str] = ()
 ) -> dict[str, Any]:
     """A run as one JSON object: how it stands, what it (or a part) waits for, and every event with its time."""
     every = list(recorded)
@@ -112,15 +112,17 @@ def as_json(
         "status": ended.reason if ended is not None else "running",
         "answer": ended.answer if ended is not None else "",
         "detail": ended.detail if ended is not None else "",
-        "waits_for": None
-        if asked is None
-        else {
-            "run": asked.run,
-            "name": asked.intent.name,
-            "arguments": asked.intent.arguments,
-            "why": asked.why,
-            "edits": [{"path": edit.path, "diff": edit.diff()} for edit in asked.intent.edits],
-        },
+        "waits_for": [
+            {
+                "run": one.run,
+                "call": one.answer_to(run),
+                "name": one.intent.name,
+                "arguments": one.intent.arguments,
+                "why": one.why,
+                "edits": [{"path": edit.path, "diff": edit.diff()} for edit in one.intent.edits],
+            }
+            for one in asked
+        ],
         "parts": list(parts),
         "part_of": None if state.began.parent is None else state.began.parent.run,
         "steps": state.steps,

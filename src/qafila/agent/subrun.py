@@ -86,15 +86,16 @@ class Waiting:
         return self.intent.call if run == self.run else self.intent.key
 
 
-def waiting(journal: Journal, run: str) -> Waiting | None:
-    """What a run waits for, in itself or in one of its parts; None where it waits for nothing."""
-    state = State.of(journal.events(run))
-    for pending in state.pending:
+def waiting(journal: Journal, run: str) -> tuple[Waiting, ...]:
+    """What a run waits for, in itself or in one of its parts; calls of one answer may wait together."""
+    found: list[Waiting] = []
+    for pending in State.of(journal.events(run)).pending:
         if pending.observed is not None:
             continue
         if pending.asked is not None and pending.decided is None:
-            return Waiting(run, pending.asked.intent, pending.asked.why)
+            found.append(Waiting(run, pending.asked.intent, pending.asked.why))
+            continue
         part = part_id(run, pending.call.id)
         if pending.call.name == DELEGATE and part in journal.parts(run):
-            return waiting(journal, part)
-    return None
+            found += waiting(journal, part)
+    return tuple(found)

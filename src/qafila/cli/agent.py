@@ -195,6 +195,10 @@ def _approve(
     run: agent_runs.Run,
     deny: Annotated[bool, typer.Option("--deny", help="Say no; the run goes on without it.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
+    only: Annotated[
+        list[int] | None,
+        typer.Option("--only", metavar="NUMBER", min=1, help="Of several calls only this one (again for more)."),
+    ] = None,
     yes: _Yes = False,
     policy: _Policy = None,
     config: _Config = None,
@@ -206,7 +210,11 @@ def _approve(
     database: agent_runs.Database = None,
     as_json: agent_runs.JSON = False,
 ) -> None:
-    """Allow what a waiting run asked for (or not, with --deny), and let it go on."""
+    """Allow what a waiting run asked for (or not, with --deny), and let it go on.
+
+    It may ask about several calls of one answer at once (`show` numbers them): the word is for all of them, or for
+    those that --only names; the others wait on.
+    """
     from qafila.agent.events import Decided
     from qafila.agent.state import State
     from qafila.agent.subrun import waiting
@@ -217,15 +225,21 @@ def _approve(
     if parent is not None:
         raise AgentError(f"run {found} is a part of run {parent.run}; approve that one")
     asked = waiting(journal, found)
-    if asked is None:
+    if not asked:
         raise AgentError(f"run {found} waits for nobody's word")
-    print(preview(asked.intent), file=sys.stderr)
-    decided = Decided(call=asked.intent.call, allowed=not deny, by="terminal", reason=reason)
+    chosen = [one for number, one in enumerate(asked, 1) if not only or number in only]
+    if beyond := [number for number in only or () if number > len(asked)]:
+        raise UsageError(f"--only {beyond[0]}: run {found} waits for a word on {len(asked)}; see `show {found}`")
+    print("\n\n".join(preview(one.intent) for one in chosen), file=sys.stderr)
+    decisions = {
+        one.answer_to(found): Decided(call=one.intent.call, allowed=not deny, by="terminal", reason=reason)
+        for one in chosen
+    }
     agent = _same_agent(
         journal, found, load_policy(yes, policy), as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, found, as_json, decisions={asked.answer_to(found): decided})
+    _work(agent, found, as_json, decisions=decisions)
 
 
 @command.command("stop")

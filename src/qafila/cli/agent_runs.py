@@ -73,9 +73,10 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     for part in journal.parts(found):
         typer.echo(f"has a part: run {part}")
     asked = waiting(journal, found)
-    if asked is not None:
-        where = "" if asked.run == found else f" (in its part {asked.run})"
-        typer.echo(f"\nwaits for a word on{where}:\n{preview(asked.intent)}")
+    for number, one in enumerate(asked, 1):
+        which = f" {number} of {len(asked)}" if len(asked) > 1 else ""
+        where = "" if one.run == found else f" (in its part {one.run})"
+        typer.echo(f"\nwaits for a word on{which}{where}:\n{preview(one.intent)}")
     typer.echo(summary(found, state))
 
 

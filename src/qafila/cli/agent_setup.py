@@ -14,10 +14,10 @@ from qafila.cli import terminal
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qafila.agent.config import Config
-    from qafila.agent.events import Intended, Prices
+    from qafila.agent.events import Asked, Intended, Prices
     from qafila.agent.journal import Journal
     from qafila.agent.policy import Policy
     from qafila.agent.tool import Tool
@@ -211,18 +211,40 @@ def preview(intent: Intended) -> str:
     return terminal.printable("\n".join(lines))
 
 
-async def ask_at_terminal(intent: Intended, why: str) -> tuple[bool, str] | None:
+#: What a person may write, and what it means.
+_WORDS = {
+    "y": ("y", "yes", "نعم"),
+    "n": ("n", "no", "لا"),
+    "o": ("o", "one by one", "واحدا واحدا", "واحدًا واحدًا"),
+    "l": ("l", "later", "لاحقا", "لاحقًا"),
+}
+_ANSWERS = {"y": (True, ""), "n": (False, "the user said no"), "l": None}
+
+
+async def ask_at_terminal(asked: Sequence[Asked]) -> Sequence[tuple[bool, str] | None]:
     """Ask the person at the terminal; None where nobody is there, so that the run waits."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return None
-    print(f"\n{preview(intent)}\n({why})", file=sys.stderr)
+        return [None] * len(asked)
+    for number, one in enumerate(asked, 1):
+        which = f"{number} of {len(asked)}: " if len(asked) > 1 else ""
+        print(f"\n{which}{preview(one.intent)}\n({terminal.printable(one.why)})", file=sys.stderr)
+    if len(asked) > 1:
+        said = await _said("carry out all of them? [y]es, [n]o, [o]ne by one, [l]ater: ", "yno")
+        if said != "o":
+            return [_ANSWERS[said]] * len(asked)
+    found = []
+    for number in range(1, len(asked) + 1):
+        which = f"number {number}" if len(asked) > 1 else "it"
+        found.append(_ANSWERS[await _said(f"carry {which} out? [y]es, [n]o, [l]ater: ", "yn")])
+    return found
+
+
+async def _said(question: str, letters: str) -> str:
+    """One of these letters, or "l"."""
     while True:
-        print("carry it out? [y]es, [n]o, [l]ater: ", end="", file=sys.stderr, flush=True)
+        print(question, end="", file=sys.stderr, flush=True)
         line = await asyncio.to_thread(sys.stdin.readline)
         said = line.strip().lower()
-        if not line or said in ("l", "later", "لاحقا", "لاحقًا"):
-            return None
-        if said in ("y", "yes", "نعم"):
-            return True, ""
-        if said in ("n", "no", "لا"):
-            return False, "the user said no"
+        letter = next((one for one, words in _WORDS.items() if said in words), "") if line else "l"
+        if letter and letter in f"{letters}l":
+            return letter

@@ -58,7 +58,7 @@ class RunBody(Body):
 class DecideBody(Body):
     """``POST /v1/agent/runs/{id}/decide``."""
 
-    call: _Call
+    calls: list[_Call] = Field(min_length=1, max_length=64)
     allowed: bool
     reason: _Text = ""
 

@@ -149,17 +149,21 @@ async def get_events(request: Request, run_id: str) -> Response:
 
 @router.post("/v1/agent/runs/{run_id}/decide", summary="Allow what a run asked for, or not")
 async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
-    """Say whether a call that waits may be carried out; the run goes on. It is written down before this answers."""
+    """Say whether calls that wait may be carried out; the run goes on. It is written down before this answers.
+
+    A run may wait for several calls at once; those that are not named here wait on.
+    """
     from qafila.agent.events import Decided
     from qafila.agent.subrun import waiting
 
     agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
     await _at_rest(agents, line)
-    asked = await asyncio.to_thread(waiting, agents.journal, line.id)
-    if asked is None or asked.answer_to(line.id) != body.call:
-        raise ApiError(409, f"call {body.call!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
+    asked = {one.answer_to(line.id) for one in await asyncio.to_thread(waiting, agents.journal, line.id)}
+    unknown = next((one for one in body.calls if one not in asked), None)
+    if unknown is not None:
+        raise ApiError(409, f"call {unknown!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
     await _admitted(request, caller)
-    decided = Decided(call=body.call, allowed=body.allowed, by="api", reason=body.reason)
+    decided = {one: Decided(call=one, allowed=body.allowed, by="api", reason=body.reason) for one in body.calls}
     return await _went_on(agents, line, agents.go_on(line, caller, decided=decided))
 
 
@@ -246,14 +250,14 @@ async def explain(request: Request, run_id: str, event: int) -> Response:
 async def list_approvals(request: Request) -> Response:
     """The calls of all of the caller's runs that wait for a word, newest runs first."""
     from qafila.server.agent_runs import owner_of
-    from qafila.server.agent_views import approval
+    from qafila.server.agent_views import approvals
 
     check_query(request)
     agents, owner = agents_of(request), owner_of(caller_of(request))
 
     def look() -> list[dict[str, Any]]:
         lines = agents.journal.runs(_MOST_APPROVALS, owner=owner, status="waiting", parts=False)
-        return [one for line in lines if (one := approval(agents.journal, line)) is not None]
+        return [one for line in lines for one in approvals(agents.journal, line)]
 
     return Json({"object": "list", "data": await asyncio.to_thread(look)})
 

@@ -18,7 +18,9 @@ from qafila.agent.undo import Forgotten
 _STATES = {"done": "done", "waiting": "waiting", "failed": "failed"}
 
 
-def run_object(line: RunLine, recorded: Sequence[Recorded], asked: Waiting | None, *, working: bool) -> dict[str, Any]:
+def run_object(
+    line: RunLine, recorded: Sequence[Recorded], asked: Sequence[Waiting], *, working: bool
+) -> dict[str, Any]:
     """A run.
 
     Args:
@@ -44,18 +46,24 @@ def run_object(line: RunLine, recorded: Sequence[Recorded], asked: Waiting | Non
         "steps": state.steps,
         "usage": {"read": state.spent.read, "cached": state.spent.cached, "generated": state.spent.generated},
         "cost": state.cost,
-        "pending": [] if asked is None else [_asked(line.id, asked)],
+        "pending": [_asked(line.id, one) for one in asked],
         "events": state.events,
     }
 
 
-def approval(journal: Journal, line: RunLine) -> dict[str, Any] | None:
-    """What a run, or a part of it, waits for, with the run's goal and when it was asked; None where for nothing."""
-    asked = waiting(journal, line.id)
-    if asked is None:
-        return None
-    asked_at = {one.event.intent.call: one.at for one in journal.events(asked.run) if isinstance(one.event, Asked)}
-    return {"run": line.id, "goal": line.goal, **_asked(line.id, asked), "at": asked_at[asked.intent.call]}
+def approvals(journal: Journal, line: RunLine) -> list[dict[str, Any]]:
+    """What a run, or a part of it, waits for, with the run's goal and when it was asked."""
+    waits = waiting(journal, line.id)
+    asked_at = {
+        (run, one.event.intent.call): one.at
+        for run in {one.run for one in waits}
+        for one in journal.events(run)
+        if isinstance(one.event, Asked)
+    }
+    return [
+        {"run": line.id, "goal": line.goal, **_asked(line.id, one), "at": asked_at[one.run, one.intent.call]}
+        for one in waits
+    ]
 
 
 def _asked(run: str, asked: Waiting) -> dict[str, Any]:
