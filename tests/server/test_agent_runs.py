@@ -99,6 +99,29 @@ def test_watchers_see_the_same_and_come_and_go(place):
         assert listed["data"] == [data for _, data in first[3:-1]]
 
 
+def test_calls_of_one_answer_wait_together(place):
+    names = ("أ.txt", "b.txt", "c.txt")
+    writes = [("write_file", {"path": name, "text": "x"}) for name in names]
+    with place.serve([writes, "done"], free=False) as ask:
+        run = ask.begin("write them")
+        assert [kind for kind, _ in ask.watch(run)] == ["began", "answered", *["asked"] * 3, "ended", "end"]
+        calls = [one["call"] for one in ask.run(run)["pending"]]
+        assert calls == ["0.0", "0.1", "0.2"]
+        assert [(one["run"], one["call"]) for one in ask.get("/v1/agent/approvals")["data"]] == [(run, c) for c in calls]
+        some = ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.1"], "allowed": False, "reason": "not b"})
+        assert (some["state"], [one["call"] for one in some["pending"]]) == ("waiting", ["0.0", "0.2"])
+        for wrong in (["0.1"], ["0.0", "0.1"], ["0.0", "9.9"]):
+            error = ask.post(f"{RUNS}/{run}/decide", {"calls": wrong, "allowed": True}, status=409)["error"]
+            assert error["message"] == f"call {wrong[-1]!r} of run {run} waits for nobody's word"
+        for wrong in ([], ["0.0"] * 65, "0.0", None):
+            assert ask.post(f"{RUNS}/{run}/decide", {"calls": wrong, "allowed": True}, status=400)
+        assert not any(map(place.file, names))
+        ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.2", "0.0"], "allowed": True})
+        kinds = [kind for kind, _ in ask.watch(run, after=5)]
+        assert kinds[:4] == ["decided", "resumed", "decided", "decided"]
+        assert [place.file(name) for name in names] == ["x\n", None, "x\n"]
+
+
 def test_what_writes_waits_for_a_word_and_happens_once(place):
     with place.serve([WRITE, "done"], free=False) as ask:
         run = ask.begin("write تقرير.txt")

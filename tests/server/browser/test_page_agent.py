@@ -122,6 +122,27 @@ def test_steps_unfold_and_nothing_is_written_before_it_is_allowed(open_page: Ope
     assert "owned" not in page.title()
 
 
+def test_calls_of_one_step_are_decided_together_or_one_by_one(open_page: Open, place: Place) -> None:
+    writes = [("write_file", {"path": f"{name}.txt", "text": name}) for name in ("a", "b", "c")]
+    place.follows([writes, "Two of them."])
+    page = open_page(place.url)
+    begin(page, "write three files")
+    state(page, "Waiting for you")
+    all_of_them = page.locator(".approval-all")
+    assert "3 calls of one step wait together" in all_of_them.inner_text()
+    page.locator("#agent-badge", has_text="3").wait_for()
+    page.locator(".approval .deny").nth(1).click()
+    page.get_by_text("2 calls of one step wait together").wait_for()
+    assert page.locator(".approval h2").all_inner_texts() == ["The agent wants to call\nwrite_file\nChanges, can be undone"] * 2
+    assert not (place.folder / "a.txt").exists()  # the others are to be decided first
+    page.locator(".side-link", has_text="Approvals").click()
+    page.locator(".approval-all .allow").click()
+    page.get_by_text("Nothing waits for your word.").wait_for()
+    page.locator(".side a.conversation").first.click()
+    state(page, "Done")
+    assert sorted(file.name for file in place.folder.glob("?.txt")) == ["a.txt", "c.txt"]
+
+
 def test_a_no_in_arabic_on_a_phone_and_the_run_over_time(open_page: Open, place: Place) -> None:
     place.follows([READ, WRITE, "حسنًا، لن أغيّر شيئًا."])
     page = open_page(place.url, locale="ar", **PHONE)
