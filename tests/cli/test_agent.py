@@ -206,6 +206,55 @@ def test_files_are_changed_in_the_workspace_where_yes_is_said(shell: Shell, tmp_
     assert "created a.txt" in err
 
 
+THREE: Answer = [("write_file", {"path": f"{name}.txt", "text": name}) for name in ("a", "ب", "c")]
+
+
+def test_several_calls_are_approved_together_or_by_their_numbers(shell: Shell) -> None:
+    shell.script([THREE, "done"])
+    _, err = shell("go", "--tools", "write_file")
+    assert "stopped: waiting (write_file: calls with the effect write are asked about (and 2 more))" in err
+    shown, _ = shell("show", "last")
+    for number, name in enumerate(("a", "ب", "c"), 1):
+        assert f'waits for a word on {number} of 3:\nwrite_file(path="{name}.txt", text="{name}")' in shown
+    assert "waits for a word on 3; see `show" in shell.error("approve", "last", "--only", "4")
+    _, err = shell("approve", "last", "--only", "2", "--deny")
+    assert ("ب.txt" in err, "a.txt" in err.split("not allowed")[0]) == (True, False)
+    assert shell.file("a.txt") is None
+    waits = json.loads(shell("show", "last", "--json")[0])["waits_for"]
+    assert [one["call"] for one in waits] == ["0.0", "0.2"]
+    out, _ = shell("approve", "last")
+    assert out == "done\n"
+    assert [shell.file(f"{name}.txt") for name in ("a", "ب", "c")] == ["a\n", None, "c\n"]
+
+
+class Typed(io.StringIO):
+    """A terminal at which somebody has typed these lines."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("typed", "files", "status"),
+    [
+        ("y\n", "a ب c", "done"), ("what?\nنعم\n", "a ب c", "done"), ("n\n", "", "done"), ("l\n", "", "waiting"),
+        ("", "", "waiting"), ("o\ny\nn\nنعم\n", "a c", "done"), ("o\ny\nlater\nn\n", "", "waiting"),
+        ("o\no\ny\ny\ny\n", "a ب c", "done"),
+    ],
+)  # fmt: skip
+def test_who_sits_at_the_terminal_is_asked_once(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, typed: str, files: str, status: str
+) -> None:
+    shell.script([THREE, "done"])
+    monkeypatch.setattr("sys.stdin", Typed(typed))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    _, err = shell("go", "--tools", "write_file")
+    assert err.count("carry out all of them? [y]es, [n]o, [o]ne by one, [l]ater: ") == 1 + ("what" in typed)
+    assert '2 of 3: write_file(path="ب.txt", text="ب")' in err
+    assert [name for name in ("a", "ب", "c") if shell.file(f"{name}.txt")] == files.split()
+    assert shell.runs()[0]["status"] == status
+
+
 def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
     shell.script([WRITE, "written"])
     out, err = shell("write it")

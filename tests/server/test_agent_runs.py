@@ -107,7 +107,9 @@ def test_calls_of_one_answer_wait_together(place):
         assert [kind for kind, _ in ask.watch(run)] == ["began", "answered", *["asked"] * 3, "ended", "end"]
         calls = [one["call"] for one in ask.run(run)["pending"]]
         assert calls == ["0.0", "0.1", "0.2"]
-        assert [(one["run"], one["call"]) for one in ask.get("/v1/agent/approvals")["data"]] == [(run, c) for c in calls]
+        assert [(one["run"], one["call"]) for one in ask.get("/v1/agent/approvals")["data"]] == [
+            (run, c) for c in calls
+        ]
         some = ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.1"], "allowed": False, "reason": "not b"})
         assert (some["state"], [one["call"] for one in some["pending"]]) == ("waiting", ["0.0", "0.2"])
         for wrong in (["0.1"], ["0.0", "0.1"], ["0.0", "9.9"]):

@@ -133,7 +133,10 @@ def test_calls_of_one_step_are_decided_together_or_one_by_one(open_page: Open, p
     page.locator("#agent-badge", has_text="3").wait_for()
     page.locator(".approval .deny").nth(1).click()
     page.get_by_text("2 calls of one step wait together").wait_for()
-    assert page.locator(".approval h2").all_inner_texts() == ["The agent wants to call\nwrite_file\nChanges, can be undone"] * 2
+    assert (
+        page.locator(".approval h2").all_inner_texts()
+        == ["The agent wants to call\nwrite_file\nChanges, can be undone"] * 2
+    )
     assert not (place.folder / "a.txt").exists()  # the others are to be decided first
     page.locator(".side-link", has_text="Approvals").click()
     page.locator(".approval-all .allow").click()
