@@ -14,9 +14,10 @@ from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Verdict, proposed
 from qafila.agent.provenance import Trusted
 from qafila.agent.result import Paused, Result
+from qafila.agent.sources import sources
 from qafila.agent.state import Pending
 from qafila.agent.tool import Draft, Surroundings, Tool
-from qafila.text.messages import ToolCall
+from qafila.text.messages import Message, ToolCall
 
 #: Effects that need no record before they happen: to do them twice is to do them once.
 HARMLESS = ("pure", "read")
@@ -37,6 +38,7 @@ class Calls:
 
     Args:
         tools: what can be called now, by name. policy: what is allowed. trusted: what the user has said so far.
+        told: what the model was told and said so far.
         approver: who is asked, if anybody is there. surroundings: of a call, by its id.
         waits: the event that ends work until a person has decided, by what is to be decided and why.
     """
@@ -46,11 +48,13 @@ class Calls:
         tools: Callable[[], Mapping[str, Tool]],
         policy: Policy,
         trusted: Callable[[], Trusted],
+        told: Callable[[], Sequence[Message]],
         approver: Approver | None,
         surroundings: Callable[[str], Surroundings],
         waits: Callable[[str], Ended],
     ) -> None:
-        self._tools, self._policy, self._trusted, self._approver = tools, policy, trusted, approver
+        self._tools, self._policy, self._trusted, self._told = tools, policy, trusted, told
+        self._approver = approver
         self._surroundings, self._waits = surroundings, waits
 
     async def carry_out(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
@@ -138,7 +142,7 @@ class Calls:
             intent = made
             if verdict == "ask" and pending.decided is None:
                 if pending.asked is None:
-                    yield Asked(intent=intent, why=why)
+                    yield self._asked(tool, intent, why)
                     async for asked in self._asked_with(intent, later):
                         yield asked
                 async for event in self._decided([pending, *later]):
@@ -184,7 +188,14 @@ class Calls:
             if isinstance(made, Observation) or touched & {edit.path for edit in made.edits}:
                 return
             touched |= {edit.path for edit in made.edits}
-            yield Asked(intent=made, why=why)
+            yield self._asked(tool, made, why)
+
+    def _asked(self, tool: Tool, intent: Intended, why: str) -> Asked:
+        """The question about a call, with where the values come from that it acts on."""
+        call = proposed(tool, intent.arguments, self._trusted())
+        names = call.untrusted & call.controls if call.controls else call.untrusted
+        foreign = {name: value for name, value in intent.arguments.items() if name in names}
+        return Asked(intent=intent, why=why, sources=sources(foreign, self._trusted(), self._told()))
 
     async def _decided(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
         """What a person says of the calls that were asked about; `Ended` where an answer comes later."""

@@ -188,12 +188,33 @@ class Intended(_Event):
     told: str | None = None
 
 
+class Source(_Event):
+    """Where a value of a call that is not the user's comes from.
+
+    Attributes:
+        argument: the parameter. value: what stands there, or in it.
+        told_by: the call whose result held it first, on one line; "" where the run began with it; None where nothing
+            that the model was told holds it: it is the model's own, or put together.
+        quote: the value with the words around it.
+    """
+
+    argument: str
+    value: str
+    told_by: str | None = None
+    quote: str = ""
+
+
 class Asked(_Event):
-    """A person has to say whether a call may be carried out; nothing of it has happened. ``why``: which rule asks."""
+    """A person has to say whether a call may be carried out; nothing of it has happened.
+
+    Attributes:
+        why: which rule asks. sources: where values come from that the call acts on and that are not the user's.
+    """
 
     kind: Literal["asked"] = "asked"
     intent: Intended
     why: str
+    sources: tuple[Source, ...] = ()
 
 
 class Decided(_Event):

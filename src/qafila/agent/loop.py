@@ -245,7 +245,13 @@ class _Worker:
         if missing:
             raise AgentError(f"run {run} has the tool {missing[0]}, which is not among these; give it the same tools")
         self._calls = Calls(
-            self._callable, agent._policy, self._trusted, agent._approver, self._surroundings, self._waits
+            self._callable,
+            agent._policy,
+            self._trusted,
+            lambda: self.state.messages,
+            agent._approver,
+            self._surroundings,
+            self._waits,
         )
         told = tuple(schema.to_dict() for schema in self._toolbox.schemas)
         more = tuple(schema.to_dict() for schema in self._toolbox.untold)

@@ -17,6 +17,7 @@ from qafila.agent.events import (
     Intended,
     Observed,
     Resumed,
+    Source,
     Steered,
     Undone,
 )
@@ -36,6 +37,14 @@ def call_line(name: str, arguments: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _MOST_VALUE else text[: _MOST_VALUE - 1] + "…"
+
+
+def source_line(source: Source) -> str:
+    """Where a value of a call comes from, on one line."""
+    if source.told_by is None:
+        return f"{source.argument}: {_value(source.value)} stands in nothing that was read"
+    where = f"what {source.told_by} gave" if source.told_by else "what the run began with"
+    return f"{source.argument}: {_value(source.value)} was read in {where}: “{source.quote}”"
 
 
 def lines(event: Event, step: int) -> list[str]:
@@ -118,7 +127,8 @@ def as_json(
                 "call": one.answer_to(run),
                 "name": one.intent.name,
                 "arguments": one.intent.arguments,
-                "why": one.why,
+                "why": one.asked.why,
+                "sources": [source.model_dump() for source in one.asked.sources],
                 "edits": [{"path": edit.path, "diff": edit.diff()} for edit in one.intent.edits],
             }
             for one in asked

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from qafila.agent.events import Began, Budget, Ended, Intended, Parent
+from qafila.agent.events import Asked, Began, Budget, Ended, Intended, Parent
 from qafila.agent.journal import Journal
 from qafila.agent.observation import observation
 from qafila.agent.result import Result
@@ -78,8 +78,12 @@ class Waiting:
     """What a person's word is needed for. ``run``: the run, or its part, in which the call stands."""
 
     run: str
-    intent: Intended
-    why: str
+    asked: Asked
+
+    @property
+    def intent(self) -> Intended:
+        """The call."""
+        return self.asked.intent
 
     def answer_to(self, run: str) -> str:
         """What an answer is given under when this run is gone on with: the call's id, or the key of a part's call."""
@@ -93,7 +97,7 @@ def waiting(journal: Journal, run: str) -> tuple[Waiting, ...]:
         if pending.observed is not None:
             continue
         if pending.asked is not None and pending.decided is None:
-            found.append(Waiting(run, pending.asked.intent, pending.asked.why))
+            found.append(Waiting(run, pending.asked))
             continue
         part = part_id(run, pending.call.id)
         if pending.call.name == DELEGATE and part in journal.parts(run):

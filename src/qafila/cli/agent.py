@@ -230,7 +230,7 @@ def _approve(
     chosen = [one for number, one in enumerate(asked, 1) if not only or number in only]
     if beyond := [number for number in only or () if number > len(asked)]:
         raise UsageError(f"--only {beyond[0]}: run {found} waits for a word on {len(asked)}; see `show {found}`")
-    print("\n\n".join(preview(one.intent) for one in chosen), file=sys.stderr)
+    print("\n\n".join(preview(one.asked) for one in chosen), file=sys.stderr)
     decisions = {
         one.answer_to(found): Decided(call=one.intent.call, allowed=not deny, by="terminal", reason=reason)
         for one in chosen

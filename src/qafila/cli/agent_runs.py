@@ -76,7 +76,7 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     for number, one in enumerate(asked, 1):
         which = f" {number} of {len(asked)}" if len(asked) > 1 else ""
         where = "" if one.run == found else f" (in its part {one.run})"
-        typer.echo(f"\nwaits for a word on{which}{where}:\n{preview(one.intent)}")
+        typer.echo(f"\nwaits for a word on{which}{where}:\n{preview(one.asked)}")
     typer.echo(summary(found, state))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from qafila.agent.config import Config
-    from qafila.agent.events import Asked, Intended, Prices
+    from qafila.agent.events import Asked, Prices
     from qafila.agent.journal import Journal
     from qafila.agent.policy import Policy
     from qafila.agent.tool import Tool
@@ -199,16 +199,17 @@ def prices(cost: float | None, *, read: float | None, cached: float | None, gene
     return Prices(read=read, cached=read if cached is None else cached, generated=generated)
 
 
-def preview(intent: Intended) -> str:
-    """What a call will do, for a person: the call itself, and the diff of what it changes."""
-    from qafila.agent.show import call_line
+def preview(asked: Asked) -> str:
+    """What a call will do, for a person: the call, the diff of what it changes, where its values come from, and why."""
+    from qafila.agent.show import call_line, source_line
 
-    lines = [call_line(intent.name, intent.arguments)]
-    for edit in intent.edits:
+    lines = [call_line(asked.intent.name, asked.intent.arguments)]
+    for edit in asked.intent.edits:
         lines += edit.diff().rstrip("\n").split("\n")
     if len(lines) > _MOST_LINES:
         lines = [*lines[:_MOST_LINES], f"[{len(lines) - _MOST_LINES} more lines: qafila agent show]"]
-    return terminal.printable("\n".join(lines))
+    lines += map(source_line, asked.sources)
+    return terminal.printable("\n".join([*lines, f"({asked.why})"]))
 
 
 #: What a person may write, and what it means.
@@ -227,7 +228,7 @@ async def ask_at_terminal(asked: Sequence[Asked]) -> Sequence[tuple[bool, str] |
         return [None] * len(asked)
     for number, one in enumerate(asked, 1):
         which = f"{number} of {len(asked)}: " if len(asked) > 1 else ""
-        print(f"\n{which}{preview(one.intent)}\n({terminal.printable(one.why)})", file=sys.stderr)
+        print(f"\n{which}{preview(one)}", file=sys.stderr)
     if len(asked) > 1:
         said = await _said("carry out all of them? [y]es, [n]o, [o]ne by one, [l]ater: ", "yno")
         if said != "o":

@@ -73,7 +73,8 @@ def _asked(run: str, asked: Waiting) -> dict[str, Any]:
         "name": intent.name,
         "arguments": intent.arguments,
         "effect": intent.effect,
-        "why": asked.why,
+        "why": asked.asked.why,
+        "sources": [one.model_dump() for one in asked.asked.sources],
         "edits": edits(intent.edits),
     }
 

@@ -100,6 +100,8 @@ def test_steps_unfold_and_nothing_is_written_before_it_is_allowed(open_page: Ope
     assert page.locator(".agent-page img").count() == 0
     assert [line.inner_text() for line in card.locator("del .diff-text").all()] == BEFORE.splitlines()[1:]
     assert card.locator("ins .offscreen").first.text_content() == "Added: "
+    # Where the path comes from: no word of the reader's, and no text that was read.
+    assert card.locator(".sources li").inner_text() == "path notes.txt · in nothing that was read: the model’s own"
     # It waits in the inbox too, and after the page was loaded anew.
     assert page.locator("#agent-badge").inner_text().startswith("1")
     page.locator(".side-link", has_text="Approvals").click()
@@ -155,6 +157,7 @@ def test_a_no_in_arabic_on_a_phone_and_the_run_over_time(open_page: Open, place:
     page.get_by_role("button", name="ابدأ").click()
     page.locator(".approval .reason").fill("لا داعي لذلك")
     assert page.locator(".approval .diff-lines").evaluate("element => getComputedStyle(element).direction") == "ltr"
+    assert page.locator(".sources").count() == 0  # the path stands in the goal
     page.locator(".approval .deny").click()
     state(page, "اكتمل")
     assert place.notes() == BEFORE

@@ -5,7 +5,7 @@ import { approvalAnswer } from "./approval_answer.js";
 import { diffView } from "./diff_view.js";
 import { h } from "./elements.js";
 import { t } from "./i18n.js";
-import { argumentList, effectMark } from "./run_words.js";
+import { argumentList, effectMark, sourceList } from "./run_words.js";
 
 /**
  * @param approval {call, name, arguments, effect, why, edits}. @param run the run's id.
@@ -38,6 +38,7 @@ export function approvalCard(approval, run, decided, head = null) {
       effectMark(approval.effect),
     ),
     h("p", { class: "why" }, `${t("whyAsked")} `, h("bdi", {}, approval.why)),
+    sourceList(approval.sources ?? []),
     edits.map(diffView),
     argumentList(approval.arguments, edits),
     slot,
