@@ -13,6 +13,7 @@ from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Verdict, proposed
 from qafila.agent.provenance import Trusted
+from qafila.agent.reasons import Reason, coded
 from qafila.agent.result import Paused, Result
 from qafila.agent.state import Pending
 from qafila.agent.tool import Draft, Surroundings, Tool
@@ -100,8 +101,7 @@ class Calls:
         started = time.monotonic()
         tool, surroundings = self._tool(pending), self._surroundings(pending.call.id)
         if tool is None:
-            names = ", ".join(self._tools())
-            found = observation(f"there is no tool {pending.call.name!r:.80}; there are {names}", "error")
+            found = observation(Reason("no_tool", name=pending.call.name, tools=tuple(self._tools())), "error")
             yield _observed(pending, found, started)
             return
         arguments = checked(tool, pending.call.arguments)
@@ -127,14 +127,14 @@ class Calls:
                 return
             intent = made
             if verdict == "allow" and pending.unsure:
-                verdict, why = "ask", f"the model is not sure that {tool.name} is the right tool"
+                verdict, why = "ask", Reason("unsure_tool", tool=tool.name)
             if verdict == "ask":
                 async for event in self._asked(pending, intent, why):
                     yield event
                 if pending.decided is None:
                     return
                 if not pending.decided.allowed:
-                    why = pending.decided.reason or "the user said no"
+                    why = pending.decided.reason or Reason("said_no")
                     yield _observed(pending, observation(why, "refused"), started)
                     return
             yield intent
@@ -155,7 +155,7 @@ class Calls:
         if pending.decided is not None:
             return
         if pending.asked is None:
-            yield Asked(intent=intent, why=why)
+            yield Asked(intent=intent, why=why, coded=coded(why))
         said = await self._approver(intent, why) if self._approver is not None else None
         if said is None:
             yield self._waits(intent, why)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from qafila.agent.events import Began, Budget, Ended, Intended, Parent
 from qafila.agent.journal import Journal
 from qafila.agent.observation import observation
+from qafila.agent.reasons import Coded, Reason
 from qafila.agent.result import Result
 from qafila.agent.state import State
 from qafila.agent.tool import Toolbox, ToolError
@@ -49,7 +50,7 @@ def begin_part(
         ToolError: the run has begun as many as it may. StorageError: it cannot be written down.
     """
     if len(journal.parts(parent.run)) >= MOST_PARTS:
-        raise ToolError(f"there were {MOST_PARTS} helpers already; go on without one")
+        raise ToolError(Reason("too_many_parts", most=MOST_PARTS))
     began = above.began.model_copy(
         update={
             "goal": goal,
@@ -80,6 +81,7 @@ class Waiting:
     run: str
     intent: Intended
     why: str
+    coded: Coded | None = None
 
     def answer_to(self, run: str) -> str:
         """What an answer is given under when this run is gone on with: the call's id, or the key of a part's call."""
@@ -93,7 +95,7 @@ def waiting(journal: Journal, run: str) -> Waiting | None:
         if pending.observed is not None:
             continue
         if pending.asked is not None and pending.decided is None:
-            return Waiting(run, pending.asked.intent, pending.asked.why)
+            return Waiting(run, pending.asked.intent, pending.asked.why, pending.asked.coded)
         part = part_id(run, pending.call.id)
         if pending.call.name == DELEGATE and part in journal.parts(run):
             return waiting(journal, part)

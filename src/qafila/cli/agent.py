@@ -235,7 +235,7 @@ def _stop(run: agent_runs.Run, database: agent_runs.Database = None) -> None:
     found = journal.find(run)
     if not journal.worked_on(found):
         raise AgentError(f"run {found} cannot be stopped: nobody works on it")
-    journal.ask(found, "cancel", "stopped by the user")
+    journal.ask(found, "cancel")
     typer.echo(f"run {found} stops at its next chance")
 
 

@@ -225,4 +225,4 @@ async def ask_at_terminal(intent: Intended, why: str) -> tuple[bool, str] | None
         if said in ("y", "yes", "نعم"):
             return True, ""
         if said in ("n", "no", "لا"):
-            return False, "the user said no"
+            return False, ""

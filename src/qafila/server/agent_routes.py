@@ -185,7 +185,7 @@ async def stop(request: Request, run_id: str, body: StopBody | None = None) -> R
     await _at_rest(agents, line)  # a run that has just ended is not stopped once more
     if not agents.is_active(line.id) and not await asyncio.to_thread(agents.journal.worked_on, line.id):
         raise ApiError(409, f"run {line.id} cannot be stopped: nobody works on it", code="not_running")
-    await asyncio.to_thread(agents.journal.ask, line.id, "cancel", "stopped by the user")
+    await asyncio.to_thread(agents.journal.ask, line.id, "cancel")
     return Json(await _told(agents, line))
 
 

@@ -66,6 +66,7 @@ def _asked(run: str, asked: Waiting) -> dict[str, Any]:
         "arguments": intent.arguments,
         "effect": intent.effect,
         "why": asked.why,
+        "coded": None if asked.coded is None else asked.coded.model_dump(mode="json"),
         "edits": edits(intent.edits),
     }
 

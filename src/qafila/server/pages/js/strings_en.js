@@ -154,6 +154,8 @@ export default {
   approvalOf: "Approval of {name}",
   wantsTo: "The agent wants to call",
   whyAsked: "Why you are asked:",
+  // The server says its own reasons in English.
+  reasons: {},
   reasonLabel: "Reason, if you like; the agent is told",
   allow: "Allow",
   deny: "Deny",
