@@ -12,6 +12,7 @@ from agent_server import RUNS, AgentServer, Asking, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_agent import ScriptedAgent
 
+from qafila.agent.config import Config
 from qafila.server.traces import Tracer
 
 READ = [("read_file", {"path": "قافلة.txt"})]
@@ -260,6 +261,21 @@ def test_no_more_in_all_than_there_is_room_for(place, monkeypatch):
         eventually(lambda: httpx.post(ask.url + RUNS, json={"goal": "x"}).status_code == 201)
 
 
+def test_a_budget_of_cost_where_there_are_prices(place):
+    script = [[("calculate", {"expression": f"{number} + 1"})] for number in range(9)]
+    prices = {"read": 10, "cached": 5, "generated": 20}
+    with place.serve(script, config=Config.model_validate({"prices": prices})) as ask:
+        # Each answer: 6 tokens read for 10, 4 out of the cache for 5, 2 written for 20, of a million.
+        run = ask.begin(budget={"cost": 0.0002})
+        found = ask.watch(run)[-1][1]
+        assert (found["reason"], found["steps"]) == ("cost", 2)
+        assert found["cost"] == pytest.approx(2 * 0.00012)
+        assert found["detail"] == "the budget of 0.0002 cost is used up"
+        ask.post(f"{RUNS}/{run}/resume")  # as much again
+        assert ask.watch(run)[-1][1]["steps"] == 4
+        assert ask.watch(ask.begin(budget={"cost": None, "steps": 1}))[-1][1]["reason"] == "steps"
+
+
 def test_a_model_that_fails(place):
     from qafila.errors import ChatError
 
@@ -313,7 +329,9 @@ def test_each_step_is_a_span(place):
         ({"goal": "x", "budget": {"steps": 0}}, "budget.steps", "greater than or equal to 1"),
         ({"goal": "x", "budget": {"tokens": 0}}, "budget.tokens", "greater than or equal to 1"),
         ({"goal": "x", "budget": {"seconds": 0}}, "budget.seconds", "greater than 0"),
-        ({"goal": "x", "budget": {"cost": 1}}, "budget", "this server has no prices"),
+        ({"goal": "x", "budget": {"cost": 1}}, "budget.cost", "budget.cost: this server knows no prices ("),
+        ({"goal": "x", "budget": {"cost": 0}}, "budget.cost", "budget.cost: Input should be greater than 0"),
+        ({"goal": "x", "budget": {"cost": "1"}}, "budget.cost", "budget.cost: Input should be a valid number"),
         ({"goal": "x", "budget": {"hours": 1}}, "budget.hours", "unknown option"),
         ({"goal": "x", "tools": ["اقرأ_ملف"]}, "tools", "there is no tool 'اقرأ_ملف' here"),
         ({"goal": "x", "model": "gpt-9"}, "model", "not served here"),

@@ -62,14 +62,19 @@ def _choosing(client: Any) -> str:
 @router.post("/v1/agent/runs", summary="Begin a run", status_code=201, responses=_STREAM)
 async def create_run(request: Request, body: RunBody) -> Response:
     """Begin a run and work on it in the background; with ``stream`` its events follow, after one that is the run."""
-    from qafila.agent.events import Budget
+    from qafila.agent.events import Budget, Prices
     from qafila.agent.loop import Settings
 
     agents, caller, models = agents_of(request), caller_of(request), service_of(request).models
     model = body.model or next(iter(models.entries))
     models.find(model)
+    budget = Budget() if body.budget is None else Budget(**body.budget.model_dump())
+    if budget.cost is not None and agents.prices == Prices():
+        message = "budget.cost: this server knows no prices (its agent.toml has no [prices]); bound tokens instead"
+        raise ApiError(400, message, param="budget.cost")
     settings = Settings(
-        budget=Budget() if body.budget is None else Budget(**body.budget.model_dump()),
+        budget=budget,
+        prices=agents.prices,
         seed=body.seed,
         temperature=body.temperature,
         answer_tokens=body.max_tokens,

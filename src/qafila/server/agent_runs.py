@@ -70,6 +70,7 @@ class Agents:
         self.policy = Policy() if settings.policy is None else read_policy(settings.policy)
         self.journal = Journal(settings.database or default_url("agent"))
         self.memory = self.journal.memory
+        self.prices = (settings.config or Config()).token_prices
         self._config, self._others, self._chosen = settings.config or Config(), settings.others, settings.tools
         self.tools = builtin(self._chosen, Resources(self._config, memory=self.memory, others=self._others()))
         self._service, self._keyring, self._metrics = service, keyring, metrics
