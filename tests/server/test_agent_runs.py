@@ -8,11 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from agent_server import RUNS, AgentServer, Asking, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_agent import ScriptedAgent
 
 from qafila.agent.config import Config
+from qafila.agent.events import Steered
 from qafila.server.traces import Tracer
 
 READ = [("read_file", {"path": "قافلة.txt"})]
@@ -234,6 +236,65 @@ def test_pages_of_runs(place):
         assert not rest["has_more"]
         assert ask.get(f"{RUNS}?after={runs[0]}")["data"] == []
         assert ask.get(f"{RUNS}?after=nonsense", status=400)["error"]["param"] == "after"
+
+
+@pytest.fixture
+def statements():
+    """What databases are asked from now on."""
+    asked: list[str] = []
+
+    def note(_connection, _cursor, statement, *_):
+        asked.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield asked
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def test_a_list_of_runs_reads_no_events(place, statements):
+    hold = asyncio.Event()
+    script = ScriptedAgent([READ, WRITE, "fine"])
+    with place.serve(script, free=False) as ask:
+        done, waiting = ask.begin("اقرأ", budget={"steps": 1}), ask.begin("اكتب")
+        for run in (done, waiting):
+            ask.watch(run)
+        script.hold = hold
+        working = ask.begin("اعمل")
+        eventually(lambda: len(script.asked) == 4)
+        journal = place.journal()
+        began = journal.events(done)[0].event
+        journal.begin(began, "a" * 12)  # its process was killed
+        for number in range(1, 200):
+            journal.add("a" * 12, number, Steered(text="أسرع"))
+        journal.close()
+        del statements[:]
+        rows = ask.get(RUNS)["data"]
+        asked = list(statements)
+        found = [(one["state"], one["reason"], one["events"]) for one in rows]
+        assert found == [
+            ("stopped", None, 200),
+            ("running", None, 1),
+            ("waiting", "waiting", 6),
+            ("stopped", "steps", 4),
+        ]
+        assert [one["id"] for one in rows] == ["a" * 12, working, waiting, done]
+        for row in rows:
+            whole = ask.run(row["id"])
+            assert row == {name: whole[name] for name in row}
+        # One question for all, and whether the one without an end is worked on; never what happened in them.
+        assert not any("body" in statement for statement in asked)
+        assert len([statement for statement in asked if "agent_events" in statement]) == 1
+        counts = []
+        for more in (0, 5):
+            for _ in range(more):
+                ended = ask.post(f"{RUNS}/{done}/fork", {"event": 3})["id"]
+                assert ask.run(ended)["reason"] == "steps"
+            del statements[:]
+            ask.get(RUNS)
+            counts.append(len(statements))
+        assert counts[0] == counts[1]
+        hold.set()
+        ask.until(working, "waiting")
 
 
 def test_no_more_at_once_than_the_operator_wants(place):

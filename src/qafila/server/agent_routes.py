@@ -100,8 +100,12 @@ async def create_run(request: Request, body: RunBody) -> Response:
     },
 )
 async def list_runs(request: Request) -> Response:
-    """Runs, newest first; ``limit`` (1 to 100, by default 20) and ``after`` (a run's id) choose among them."""
+    """Runs, newest first; ``limit`` (1 to 100, by default 20) and ``after`` (a run's id) choose among them.
+
+    Of each: its id, goal, state, reason, when it was created and how many events it has; the rest by its id.
+    """
     from qafila.server.agent_runs import owner_of
+    from qafila.server.agent_views import run_row
 
     query = check_query(request, "limit", "after")
     agents, caller = agents_of(request), caller_of(request)
@@ -111,11 +115,19 @@ async def list_runs(request: Request) -> Response:
         before = await asyncio.to_thread(agents.journal.line, after, owner_of(caller))
         if before is None:
             raise ApiError(400, f"after: there is no run {after!r:.80}", param="after")
-    found = await asyncio.to_thread(
-        lambda: agents.journal.runs(limit + 1, owner=owner_of(caller), before=before, parts=False)
-    )
-    data = [await _told(agents, line) for line in found[:limit]]
-    return Json({"object": "list", "data": data, "has_more": len(found) > limit})
+    active = agents.active()  # asked first: a run that ends after this is read as ended
+
+    def look() -> tuple[list[dict[str, Any]], bool]:
+        journal = agents.journal
+        found = journal.runs(limit + 1, owner=owner_of(caller), before=before, parts=False)
+        rows = [
+            run_row(one, working=one.id in active or (one.status == "running" and journal.worked_on(one.id)))
+            for one in found[:limit]
+        ]
+        return rows, len(found) > limit
+
+    data, more = await asyncio.to_thread(look)
+    return Json({"object": "list", "data": data, "has_more": more})
 
 
 @router.get("/v1/agent/runs/{run_id}", summary="A run as it is now")

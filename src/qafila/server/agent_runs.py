@@ -196,6 +196,10 @@ class Agents:
         """Whether this server works on a run, or will in a moment."""
         return run in self._active or run in self._opening
 
+    def active(self) -> frozenset[str]:
+        """The runs that this server works on, or will in a moment."""
+        return frozenset((*self._active, *self._opening))
+
     async def settled(self, run: str, seconds: float) -> None:
         """Wait until this server works on a run no more, or for so long."""
         active = self._active.get(run)
