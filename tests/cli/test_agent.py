@@ -147,6 +147,17 @@ def test_a_run_has_a_budget_of_cost_and_again_where_it_is_resumed(shell: Shell) 
     assert json.loads(shell("show", "last", "--json")[0])["usage"]["cost"] == pytest.approx(104e-6)
 
 
+def test_prices_may_stand_in_the_settings(shell: Shell, tmp_path: Path) -> None:
+    settings = tmp_path / "agent.toml"
+    settings.write_text("[prices]\nread = 10\ngenerated = 20\ncached = 1\n", encoding="utf-8")
+    given = ("--config", str(settings), "--steps", "1", "--cost", "1")
+    shell.script([[("calculate", {"expression": "1+1"})]])
+    shell("go", *given, status=1)
+    assert json.loads(shell("show", "last", "--json")[0])["usage"]["cost"] == pytest.approx(104e-6)
+    shell("go", *given, *PRICES, status=1)  # what the command line says is all that counts
+    assert json.loads(shell("show", "last", "--json")[0])["usage"]["cost"] == pytest.approx(140e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

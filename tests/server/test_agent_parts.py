@@ -77,4 +77,4 @@ def test_each_run_has_mcp_servers_of_its_own_that_end_with_it(place, tmp_path, m
         for _ in range(2):
             events = ask.watch(ask.begin(tools=["peer_say"]))
             (observed,) = [data["event"]["observation"] for kind, data in events if kind == "observed"]
-            assert observed == {"status": "ok", "text": "أهلًا", "whole": None}
+            assert observed == {"status": "ok", "text": "أهلًا", "whole": None, "coded": None}

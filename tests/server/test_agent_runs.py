@@ -8,10 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from agent_server import RUNS, AgentServer, Asking, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_agent import ScriptedAgent
 
+from qafila.agent.config import Config
+from qafila.agent.events import Steered
 from qafila.server.traces import Tracer
 
 READ = [("read_file", {"path": "قافلة.txt"})]
@@ -199,7 +202,7 @@ def test_another_process_works_on_it(place):
             ask.post(f"{RUNS}/{run}/stop")
         assert [(kind, text) for _, kind, text in journal.wishes(run)] == [
             ("steer", "قل شيئًا"),
-            ("cancel", "stopped by the user"),
+            ("cancel", ""),
         ]
         journal.close()
         # Nothing of it went on, and what was said is read when it does.
@@ -260,6 +263,65 @@ def test_pages_of_runs(place):
         assert ask.get(f"{RUNS}?after=nonsense", status=400)["error"]["param"] == "after"
 
 
+@pytest.fixture
+def statements():
+    """What databases are asked from now on."""
+    asked: list[str] = []
+
+    def note(_connection, _cursor, statement, *_):
+        asked.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield asked
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def test_a_list_of_runs_reads_no_events(place, statements):
+    hold = asyncio.Event()
+    script = ScriptedAgent([READ, WRITE, "fine"])
+    with place.serve(script, free=False) as ask:
+        done, waiting = ask.begin("اقرأ", budget={"steps": 1}), ask.begin("اكتب")
+        for run in (done, waiting):
+            ask.watch(run)
+        script.hold = hold
+        working = ask.begin("اعمل")
+        eventually(lambda: len(script.asked) == 4)
+        journal = place.journal()
+        began = journal.events(done)[0].event
+        journal.begin(began, "a" * 12)  # its process was killed
+        for number in range(1, 200):
+            journal.add("a" * 12, number, Steered(text="أسرع"))
+        journal.close()
+        del statements[:]
+        rows = ask.get(RUNS)["data"]
+        asked = list(statements)
+        found = [(one["state"], one["reason"], one["events"]) for one in rows]
+        assert found == [
+            ("stopped", None, 200),
+            ("running", None, 1),
+            ("waiting", "waiting", 6),
+            ("stopped", "steps", 4),
+        ]
+        assert [one["id"] for one in rows] == ["a" * 12, working, waiting, done]
+        for row in rows:
+            whole = ask.run(row["id"])
+            assert row == {name: whole[name] for name in row}
+        # One question for all, and whether the one without an end is worked on; never what happened in them.
+        assert not any("body" in statement for statement in asked)
+        assert len([statement for statement in asked if "agent_events" in statement]) == 1
+        counts = []
+        for more in (0, 5):
+            for _ in range(more):
+                ended = ask.post(f"{RUNS}/{done}/fork", {"event": 3})["id"]
+                assert ask.run(ended)["reason"] == "steps"
+            del statements[:]
+            ask.get(RUNS)
+            counts.append(len(statements))
+        assert counts[0] == counts[1]
+        hold.set()
+        ask.until(working, "waiting")
+
+
 def test_no_more_at_once_than_the_operator_wants(place):
     hold = asyncio.Event()
     client = ScriptedAgent([], hold=hold)
@@ -283,6 +345,21 @@ def test_no_more_in_all_than_there_is_room_for(place, monkeypatch):
         ask.post(f"{RUNS}/{runs[0]}/stop")
         ask.until(runs[0], "stopped")
         eventually(lambda: httpx.post(ask.url + RUNS, json={"goal": "x"}).status_code == 201)
+
+
+def test_a_budget_of_cost_where_there_are_prices(place):
+    script = [[("calculate", {"expression": f"{number} + 1"})] for number in range(9)]
+    prices = {"read": 10, "cached": 5, "generated": 20}
+    with place.serve(script, config=Config.model_validate({"prices": prices})) as ask:
+        # Each answer: 6 tokens read for 10, 4 out of the cache for 5, 2 written for 20, of a million.
+        run = ask.begin(budget={"cost": 0.0002})
+        found = ask.watch(run)[-1][1]
+        assert (found["reason"], found["steps"]) == ("cost", 2)
+        assert found["cost"] == pytest.approx(2 * 0.00012)
+        assert found["detail"] == "the budget of 0.0002 cost is used up"
+        ask.post(f"{RUNS}/{run}/resume")  # as much again
+        assert ask.watch(run)[-1][1]["steps"] == 4
+        assert ask.watch(ask.begin(budget={"cost": None, "steps": 1}))[-1][1]["reason"] == "steps"
 
 
 def test_a_model_that_fails(place):
@@ -338,7 +415,9 @@ def test_each_step_is_a_span(place):
         ({"goal": "x", "budget": {"steps": 0}}, "budget.steps", "greater than or equal to 1"),
         ({"goal": "x", "budget": {"tokens": 0}}, "budget.tokens", "greater than or equal to 1"),
         ({"goal": "x", "budget": {"seconds": 0}}, "budget.seconds", "greater than 0"),
-        ({"goal": "x", "budget": {"cost": 1}}, "budget", "this server has no prices"),
+        ({"goal": "x", "budget": {"cost": 1}}, "budget.cost", "budget.cost: this server knows no prices ("),
+        ({"goal": "x", "budget": {"cost": 0}}, "budget.cost", "budget.cost: Input should be greater than 0"),
+        ({"goal": "x", "budget": {"cost": "1"}}, "budget.cost", "budget.cost: Input should be a valid number"),
         ({"goal": "x", "budget": {"hours": 1}}, "budget.hours", "unknown option"),
         ({"goal": "x", "tools": ["اقرأ_ملف"]}, "tools", "there is no tool 'اقرأ_ملف' here"),
         ({"goal": "x", "model": "gpt-9"}, "model", "not served here"),

@@ -13,6 +13,7 @@ from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Verdict, proposed
 from qafila.agent.provenance import Trusted
+from qafila.agent.reasons import Reason, coded
 from qafila.agent.result import Paused, Result
 from qafila.agent.sources import sources
 from qafila.agent.state import Pending
@@ -89,7 +90,7 @@ class Calls:
         """What the policy says of a call, and why; a call that the model is not sure of is asked about."""
         verdict, why = self._policy.judge(proposed(tool, pending.call.arguments, self._trusted()))
         if verdict == "allow" and pending.unsure:
-            return "ask", f"the model is not sure that {tool.name} is the right tool"
+            return "ask", Reason("unsure_tool", tool=tool.name)
         return verdict, why
 
     async def _harmless(self, pending: Pending) -> Observed:
@@ -114,8 +115,7 @@ class Calls:
         started = time.monotonic()
         tool, surroundings = self._tool(pending), self._surroundings(pending.call.id)
         if tool is None:
-            names = ", ".join(self._tools())
-            found = observation(f"there is no tool {pending.call.name!r:.80}; there are {names}", "error")
+            found = observation(Reason("no_tool", name=pending.call.name, tools=tuple(self._tools())), "error")
             yield _observed(pending, found, started)
             return
         arguments = checked(tool, pending.call.arguments)
@@ -151,7 +151,7 @@ class Calls:
                     return
             # A no holds, also where the policy has changed meanwhile and would not ask.
             if pending.decided is not None and not pending.decided.allowed:
-                why = pending.decided.reason or "the user said no"
+                why = pending.decided.reason or Reason("said_no")
                 yield _observed(pending, observation(why, "refused"), started)
                 return
             yield intent
@@ -195,7 +195,8 @@ class Calls:
         call = proposed(tool, intent.arguments, self._trusted())
         names = call.untrusted & call.controls if call.controls else call.untrusted
         foreign = {name: value for name, value in intent.arguments.items() if name in names}
-        return Asked(intent=intent, why=why, sources=sources(foreign, self._trusted(), self._told()))
+        found = sources(foreign, self._trusted(), self._told())
+        return Asked(intent=intent, why=why, coded=coded(why), sources=found)
 
     async def _decided(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:
         """What a person says of the calls that were asked about; `Ended` where an answer comes later."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from qafila.agent.calibration import Calibration
 from qafila.agent.edits import Edit
 from qafila.agent.observation import Observation
+from qafila.agent.reasons import Coded
 from qafila.agent.tool import Options
 from qafila.chat.client import Usage
 
@@ -208,12 +209,14 @@ class Asked(_Event):
     """A person has to say whether a call may be carried out; nothing of it has happened.
 
     Attributes:
-        why: which rule asks. sources: where values come from that the call acts on and that are not the user's.
+        why: which rule asks. coded: what that was made of, where it is a reason of ours.
+        sources: where values come from that the call acts on and that are not the user's.
     """
 
     kind: Literal["asked"] = "asked"
     intent: Intended
     why: str
+    coded: Coded | None = None
     sources: tuple[Source, ...] = ()
 
 
@@ -272,7 +275,7 @@ class Ended(_Event):
         reason: ``done``, ``waiting`` (for a person's word), which part of the budget was used up, ``circle`` (the same
             call came to the same again and again), ``cancelled``, ``handed over`` (the model is too
             unsure), ``failed``.
-        answer: the model's last words. detail: more about the reason.
+        answer: the model's last words. detail: more about the reason. coded: what that was made of, if it is ours.
         seconds: by the clock, since the run began or was resumed.
     """
 
@@ -280,6 +283,7 @@ class Ended(_Event):
     reason: Ending
     answer: str = ""
     detail: str = ""
+    coded: Coded | None = None
     seconds: float = 0.0
 
 

@@ -41,6 +41,7 @@ from qafila.agent.memory.told import Told, keep_episode, told
 from qafila.agent.observation import whole_letters
 from qafila.agent.policy import Policy
 from qafila.agent.provenance import Trusted
+from qafila.agent.reasons import Reason, coded
 from qafila.agent.result import Paused, Result
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
 from qafila.agent.scaffold import system_prompt
@@ -322,10 +323,10 @@ class _Worker:
         """What other processes and threads left in the inbox, and its number there."""
         events: list[tuple[Event, int | None]] = []
         if self._above is not None and self._above.cancelled:
-            return [(self._end("cancelled", detail="the run that it is a part of was stopped"), None)]
+            return [(self._end("cancelled", detail=Reason("stopped_above")), None)]
         for number, kind, text in self._agent.journal.wishes(self._run):
             if kind == "cancel":
-                events.append((self._end("cancelled", detail=text), number))
+                events.append((self._end("cancelled", detail=text or Reason("stopped")), number))
                 break
             events.append((Steered(text=text), number))
         return events
@@ -345,17 +346,20 @@ class _Worker:
         """Why the run is to stop before its next turn, if it is."""
         state = self.state
         if state.answer is not None:
-            cut = f"the answer was cut at {state.began.answer_tokens} tokens" if state.cut else ""
-            if cut and not state.answer.strip():
-                return self._end("failed", detail=f"a call was begun and not finished: {cut}")
-            return self._end("done", answer=state.answer, detail=cut)
+            tokens = state.began.answer_tokens
+            if state.cut and not state.answer.strip():
+                return self._end("failed", detail=Reason("call_cut", tokens=tokens))
+            return self._end(
+                "done", answer=state.answer, detail=Reason("answer_cut", tokens=tokens) if state.cut else ""
+            )
         if state.circling:
-            return self._end("circle", detail="the same call came to the same result again and again")
+            return self._end("circle", detail=Reason("circle"))
         used = used_up(state, self._seconds)
         return self._end(used[0], detail=used[1]) if used is not None else None
 
     def _end(self, reason: Ending, *, answer: str = "", detail: str = "") -> Ended:
-        return Ended(reason=reason, answer=answer, detail=detail, seconds=time.monotonic() - self._started)
+        seconds = time.monotonic() - self._started
+        return Ended(reason=reason, answer=answer, detail=detail, coded=coded(detail), seconds=seconds)
 
     def _trusted(self) -> Trusted:
         # A sub-run's goal was written by a model that may have read anything.
@@ -443,7 +447,7 @@ class _Worker:
                     return None
             return await asking
         except UnsureError as error:
-            return self._end("handed over", detail=str(error))
+            return self._end("handed over", detail=error.reason)
         except StorageError:
             raise
         except QafilaError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from qafila.agent.events import Asked, Began, Budget, Ended, Intended, Parent
 from qafila.agent.journal import Journal
 from qafila.agent.observation import observation
+from qafila.agent.reasons import Reason
 from qafila.agent.result import Result
 from qafila.agent.state import State
 from qafila.agent.tool import Toolbox, ToolError
@@ -49,7 +50,7 @@ def begin_part(
         ToolError: the run has begun as many as it may. StorageError: it cannot be written down.
     """
     if len(journal.parts(parent.run)) >= MOST_PARTS:
-        raise ToolError(f"there were {MOST_PARTS} helpers already; go on without one")
+        raise ToolError(Reason("too_many_parts", most=MOST_PARTS))
     began = above.began.model_copy(
         update={
             "goal": goal,

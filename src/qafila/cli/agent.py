@@ -106,7 +106,9 @@ def _begin(
     steps: Annotated[int, typer.Option(min=1, help="Most answers of the model.")] = 12,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens computed.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="Most seconds.")] = None,
-    cost: Annotated[float | None, typer.Option(help="Most that tokens may cost, by the prices below.")] = None,
+    cost: Annotated[
+        float | None, typer.Option(help="Most that tokens may cost, by the prices below or in the settings.")
+    ] = None,
     price_read: Annotated[
         float | None, typer.Option(metavar="PRICE", help="Of a million tokens read, in any currency.")
     ] = None,
@@ -146,7 +148,8 @@ def _begin(
     where = workspace(folder)
     text = stdin.whole() if goal == "-" else goal
     check_goal(text)
-    paid = prices(cost, read=price_read, cached=price_cached, generated=price_generated)
+    usual = load_config(config).token_prices
+    paid = prices(cost, usual, read=price_read, cached=price_cached, generated=price_generated)
     settings = Settings(
         budget=Budget(steps=steps, tokens=tokens, seconds=seconds, cost=cost),
         prices=paid,
@@ -249,7 +252,7 @@ def _stop(run: agent_runs.Run, database: agent_runs.Database = None) -> None:
     found = journal.find(run)
     if not journal.worked_on(found):
         raise AgentError(f"run {found} cannot be stopped: nobody works on it")
-    journal.ask(found, "cancel", "stopped by the user")
+    journal.ask(found, "cancel")
     typer.echo(f"run {found} stops at its next chance")
 
 

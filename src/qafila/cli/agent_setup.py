@@ -173,8 +173,10 @@ def workspace(folder: Path) -> Path:
     return folder.resolve()
 
 
-def prices(cost: float | None, *, read: float | None, cached: float | None, generated: float | None) -> Prices:
-    """What tokens cost; ``cost``: the limit on it, if there is one.
+def prices(
+    cost: float | None, usual: Prices, *, read: float | None, cached: float | None, generated: float | None
+) -> Prices:
+    """What tokens cost; ``cost``: the limit on it, if there is one; ``usual``: what they cost where nothing is said.
 
     Raises:
         UsageError: a number that is none, a limit without prices, or prices of some tokens only.
@@ -188,9 +190,10 @@ def prices(cost: float | None, *, read: float | None, cached: float | None, gene
     if cost == 0:
         raise UsageError("--cost 0: nothing can be done for nothing; give a number above zero")
     if read is None and cached is None and generated is None:
-        if cost is not None:
-            raise UsageError("--cost: needs what tokens cost: --price-read and --price-generated, of a million each")
-        return Prices()
+        if cost is not None and usual == Prices():
+            needed = "--price-read and --price-generated, of a million each, or [prices] in agent.toml"
+            raise UsageError(f"--cost: needs what tokens cost: {needed}")
+        return usual
     if read is None or generated is None:
         missing = "--price-read" if read is None else "--price-generated"
         raise UsageError(f"{missing} is missing: tokens read and written both have a price (0 where they cost nothing)")
@@ -219,7 +222,7 @@ _WORDS = {
     "o": ("o", "one by one", "واحدا واحدا", "واحدًا واحدًا"),
     "l": ("l", "later", "لاحقا", "لاحقًا"),
 }
-_ANSWERS = {"y": (True, ""), "n": (False, "the user said no"), "l": None}
+_ANSWERS = {"y": (True, ""), "n": (False, ""), "l": None}
 
 
 async def ask_at_terminal(asked: Sequence[Asked]) -> Sequence[tuple[bool, str] | None]:

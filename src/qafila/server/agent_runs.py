@@ -70,6 +70,7 @@ class Agents:
         self.policy = Policy() if settings.policy is None else read_policy(settings.policy)
         self.journal = Journal(settings.database or default_url("agent"))
         self.memory = self.journal.memory
+        self.prices = (settings.config or Config()).token_prices
         self._config, self._others, self._chosen = settings.config or Config(), settings.others, settings.tools
         self.tools = builtin(self._chosen, Resources(self._config, memory=self.memory, others=self._others()))
         self._service, self._keyring, self._metrics = service, keyring, metrics
@@ -196,6 +197,10 @@ class Agents:
     def is_active(self, run: str) -> bool:
         """Whether this server works on a run, or will in a moment."""
         return run in self._active or run in self._opening
+
+    def active(self) -> frozenset[str]:
+        """The runs that this server works on, or will in a moment."""
+        return frozenset((*self._active, *self._opening))
 
     async def settled(self, run: str, seconds: float) -> None:
         """Wait until this server works on a run no more, or for so long."""

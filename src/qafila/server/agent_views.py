@@ -29,16 +29,13 @@ def run_object(
     """
     state = State.of(recorded)
     ended = state.ended
-    if ended is not None:
-        told, detail = _STATES.get(ended.reason, "stopped"), ended.detail
-    else:
-        told, detail = ("running", "") if working else ("stopped", "interrupted; it can be resumed")
+    detail = ended.detail if ended is not None else "" if working else "interrupted; it can be resumed"
     return {
         "object": "agent.run",
         "id": line.id,
         "goal": state.began.goal,
         "model": state.began.model,
-        "state": told,
+        "state": _state(None if ended is None else ended.reason, working),
         "reason": None if ended is None else ended.reason,
         "answer": ended.answer if ended is not None and ended.reason == "done" else None,
         "detail": detail,
@@ -49,6 +46,33 @@ def run_object(
         "pending": [_asked(line.id, one) for one in asked],
         "events": state.events,
     }
+
+
+def run_row(line: RunLine, *, working: bool) -> dict[str, Any]:
+    """A run in a list: what the journal's table of runs tells of it, without a look at its events.
+
+    The table is written together with each event that ends a run or has it go on, so that it says the same.
+
+    Args:
+        line: of the run. working: as of `run_object`.
+    """
+    reason = None if line.status == "running" else line.status
+    return {
+        "object": "agent.run",
+        "id": line.id,
+        "goal": line.goal,
+        "state": _state(reason, working),
+        "reason": reason,
+        "created": int(line.created),
+        "events": line.events,
+    }
+
+
+def _state(reason: str | None, working: bool) -> str:
+    """How a run stands that ended for this reason; None: it has no end."""
+    if reason is None:
+        return "running" if working else "stopped"
+    return _STATES.get(reason, "stopped")
 
 
 def approvals(journal: Journal, line: RunLine) -> list[dict[str, Any]]:
@@ -74,6 +98,7 @@ def _asked(run: str, asked: Waiting) -> dict[str, Any]:
         "arguments": intent.arguments,
         "effect": intent.effect,
         "why": asked.asked.why,
+        "coded": None if asked.asked.coded is None else asked.asked.coded.model_dump(mode="json"),
         "sources": [one.model_dump() for one in asked.asked.sources],
         "edits": edits(intent.edits),
     }

@@ -178,6 +178,52 @@ def test_a_no_in_arabic_on_a_phone_and_the_run_over_time(open_page: Open, place:
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_reasons_of_our_own_are_told_in_arabic(open_page: Open, tmp_path: Path, serving) -> None:
+    """Names in them stand by themselves, whatever their direction; a policy's own words stay as they are."""
+    workspace, policy = tmp_path / "workspace", tmp_path / "policy.toml"
+    workspace.mkdir()
+    (workspace / "notes.txt").write_text(BEFORE, encoding="utf-8")
+    policy.write_text(
+        '[effects]\nwrite = "allow"\n[[rule]]\ntool = "calculate"\nthen = "deny"\nwhy = "No sums today."\n'
+        '[[rule]]\ntool = "delete_file"\nthen = "deny"\n',
+        encoding="utf-8",
+    )
+    script = [READ, WRITE, [("calculate", {"expression": "1+1"})], [("delete_file", {"path": "a"})]]
+    client = ScriptedAgent(script)
+
+    async def load() -> ScriptedAgent:
+        return client
+
+    models = Models({"scripted": Entry("scripted", "scripted", load)})
+    agent = AgentSettings(workspace, policy=policy, database=f"sqlite:///{tmp_path}/agent.sqlite3")
+    with serving(assemble(models, Settings(), agent=agent)) as url:
+        page = open_page(url, locale="ar")
+        page.click("#mode-agent")
+        page.fill("#goal-steps", "4")
+        page.fill("#goal", "رتّب ما عندي")
+        page.get_by_role("button", name="ابدأ").click()
+        state(page, "ينتظرك")
+        page.locator(".side-link", has_text="الموافقات").click()
+        why = page.locator(".approval .why")
+        assert why.inner_text() == "سبب السؤال: ما في path ليس من كلامك، بل من شيء قُرئ"
+        assert why.locator("bdi").all_inner_texts() == ["path"]
+        assert why.evaluate("element => getComputedStyle(element).direction") == "rtl"
+        page.locator(".approval .deny").click()
+        page.locator(".side a.conversation").first.click()
+        state(page, "توقف")
+        assert page.locator(".run-note").last.inner_text() == "توقف: استُنفدت الخطوات. حد الخطوات: 4"
+        page.click("[data-tool=fold]")
+        calls = page.locator("section.call")
+        assert calls.nth(1).locator(".reason-words").all_inner_texts() == [
+            "ما في path ليس من كلامك، بل من شيء قُرئ",
+            "رُفض الاستدعاء",
+        ]
+        assert calls.nth(2).locator(".long-text").last.inner_text() == "No sums today."
+        assert calls.nth(3).locator(".reason-words").inner_text() == "policy.toml، السطر 7"
+        page.click("#language-switch")
+        assert page.locator(".run-note").last.inner_text().endswith("the budget of 4 steps is used up")
+
+
 def test_a_run_is_told_something_stopped_gone_on_with_and_forked(open_page: Open, place: Place) -> None:
     place.follows([[("calculate", {"expression": f"{number} + 1"})] for number in range(40)], delay=0.2)
     page = open_page(place.url)

@@ -5,10 +5,11 @@ import { approvalAnswer } from "./approval_answer.js";
 import { diffView } from "./diff_view.js";
 import { h } from "./elements.js";
 import { t } from "./i18n.js";
+import { reasonWords } from "./reason_words.js";
 import { argumentList, effectMark, sourceList } from "./run_words.js";
 
 /**
- * @param approval {call, name, arguments, effect, why, edits}. @param run the run's id.
+ * @param approval {call, name, arguments, effect, why, coded, edits}. @param run the run's id.
  * @param decided called with the run once the server has taken the answer. @param head what stands above, if anything.
  */
 export function approvalCard(approval, run, decided, head = null) {
@@ -37,7 +38,7 @@ export function approvalCard(approval, run, decided, head = null) {
       h("bdi", { class: "call-name", dir: "ltr" }, approval.name),
       effectMark(approval.effect),
     ),
-    h("p", { class: "why" }, `${t("whyAsked")} `, h("bdi", {}, approval.why)),
+    h("p", { class: "why" }, `${t("whyAsked")} `, reasonWords(approval.why, approval.coded)),
     sourceList(approval.sources ?? []),
     edits.map(diffView),
     argumentList(approval.arguments, edits),

@@ -161,6 +161,8 @@ export default {
   readIn: "read in what this call gave:",
   readAtTheBeginning: "read in what the task began with",
   readNowhere: "in nothing that was read: the model’s own",
+  // The server says its own reasons in English.
+  reasons: {},
   reasonLabel: "Reason, if you like; the agent is told",
   allow: "Allow",
   deny: "Deny",
