@@ -126,6 +126,8 @@ def test_servers_that_start_at_once_create_the_tables_once(opened, counters):
     [
         ("nothing", "no URL"),
         ("mysql://u@h/d", "mysql is not supported"),
+        ("postgresql+psycopg://u:secret@h:port/d", "no URL"),
+        ("sqlite:////tmp/none/x.sqlite3?cache=shared", "leave out .cache"),
         ("sqlite://", "name a file"),
         ("sqlite:///:memory:", "name a file"),
         ("postgresql+nothing://u:secret@h/d", "postgresql.nothing"),

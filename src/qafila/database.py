@@ -72,13 +72,15 @@ def open_database(url: str, *, durable: bool = False) -> sa.Engine:
     """
     try:
         parsed = sa.make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter where the port is no number
         raise UsageError("database: no URL such as sqlite:////path or postgresql+psycopg://user@host/name") from None
     kind = parsed.get_backend_name()
     if kind not in ("sqlite", "postgresql"):
         raise UsageError(f"database: {kind} is not supported; use sqlite or postgresql")
     if kind == "sqlite" and (not parsed.database or parsed.database == ":memory:" or "mode=memory" in url):
         raise UsageError("database: SQLite in memory is not shared between threads; name a file")
+    if kind == "sqlite" and parsed.query:
+        raise UsageError(f"database: SQLite takes no options; leave out ?{next(iter(parsed.query)):.40}")
     try:
         if kind == "sqlite":
             assert parsed.database is not None

@@ -136,6 +136,24 @@ def test_what_is_changed_in_the_database_shows(journal: Journal, signer: Signer,
     assert all(f"(run {run}, event" in problem and "its content was changed" in problem for problem in problems)
 
 
+def test_what_was_put_in_beside_the_log_shows(journal: Journal, signer: Signer, tmp_path: Path) -> None:
+    first, second, _ = written(journal, signer)
+    with sqlite3.connect(tmp_path / "agent.sqlite3") as database:
+        # A word that nobody said, and a run that the log is to take for erased while it says something else.
+        database.execute(
+            "INSERT INTO agent_events SELECT run, 5, at, body FROM agent_events WHERE run = ? AND number = 1", (first,)
+        )
+        database.execute("UPDATE agent_log SET salt = NULL WHERE run = ? AND number = 2", (second,))
+        database.execute(
+            "UPDATE agent_events SET body = replace(body, '0100', '0199') WHERE run = ? AND number = 2", (second,)
+        )
+    database.close()
+    export = lines(journal, signer)
+    assert sorted(verify(export, key=signer.public).problems) == sorted(
+        [f"event 5 of run {first}: was put in beside the log", f"event 2 of run {second}: was put in beside the log"]
+    )
+
+
 def test_a_run_is_erased_and_the_log_stays_good(journal: Journal, signer: Signer, tmp_path: Path) -> None:
     first, second, third = written(journal, signer)
     before = journal.audit.leaves()
@@ -185,7 +203,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setenv("QAFILA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("QAFILA_AGENT_DATABASE", url := f"sqlite:///{tmp_path}/agent.sqlite3")
     journal = Journal(url)
-    run = journal.begin(began(goal="write to me at a street"))
+    run = journal.begin(began(goal="write to me\u2028 at\x85 a street"))
     assert main(["audit", "verify"]) == 1
     assert "nothing in it is signed" in capsys.readouterr().out
     assert main(["audit", "key"]) == 0

@@ -219,6 +219,18 @@ def test_changes_of_permissions_are_done_and_taken_back(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"run.sh": ("file", b"echo hi\n", 0o644)}
 
 
+def test_people_are_shown_all_of_a_change(tmp_path: Path) -> None:
+    (edit,) = file_edit(tmp_path, "long", b"".join(b"line %d\n" % n for n in range(9000)))
+    assert edit.diff().endswith("+line 8999\n")
+    replaced = edit.model_copy(update={"before": b"a\n" * 4000})
+    assert replaced.diff().count("\n-a") == 4000
+    assert replaced.diff().endswith("+line 8999\n")
+    (blob,) = file_edit(tmp_path, "blob", b"\0")
+    assert blob.diff() == "created: blob (no text, or too long to be shown; 1 bytes)\n"
+    link = Edit(path="l", what="link", before=b"a", after=b"b")
+    assert link.diff() == "changed: l (link to a, now to b)\n"
+
+
 def test_what_was_changed_or_deleted_comes_back_with_its_permissions(tmp_path: Path) -> None:
     for name in ("changed.sh", "deleted.sh"):
         (tmp_path / name).write_text("old")

@@ -320,6 +320,16 @@ def test_an_event_that_cannot_be_read_is_a_clear_error(journal: Journal, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_without_its_beginning_is_not_forked(journal: Journal, tmp_path: Path) -> None:
+    run = journal.begin(began())
+    journal.add(run, 1, Steered(text="and then"))
+    with sqlite3.connect(tmp_path / "agent.sqlite3") as database:
+        database.execute("DELETE FROM agent_events WHERE number = 0")
+    database.close()
+    with pytest.raises(AgentError, match="does not start with its beginning"):
+        journal.fork(run, 0)
+
+
 def test_what_cannot_be_written_as_text_is_a_clear_error_and_nothing_is_written(journal: Journal) -> None:
     with pytest.raises(AgentError, match="no text"):
         journal.begin(began("\udcff"))

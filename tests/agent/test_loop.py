@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from qafila.agent.loop import Agent, Settings
 from qafila.agent.policy import Policy
 from qafila.agent.state import CIRCLE_ENDS, CIRCLE_TOLD
 from qafila.agent.tool import Surroundings, Toolbox, tool
-from qafila.chat.client import Abilities, ChatRequest, ToolOdds
+from qafila.chat.client import Abilities, CallPiece, ChatRequest, Finished, ToolOdds
+from qafila.chat.client import Event as ChatEvent
 from qafila.errors import AgentError, ContextLengthError, StorageError, UpstreamError
+from qafila.text.messages import Message, ToolCall
 
 SUM = ("calculate", {"expression": "1+1"})
 LIST = ("list_files", {})
@@ -158,6 +160,19 @@ def test_a_model_that_cannot_be_asked_fails_the_run_and_it_can_go_on(place: Plac
     assert (ended(events).reason, ended(events).detail) == ("failed", str(error))
     events = place.work(place.agent([[SUM], "2"]), run)
     assert kinds(events) == ["resumed", "answered", "ended"]
+
+
+def test_a_call_that_is_no_json_is_no_answer(place: Place) -> None:
+    class Broken(ScriptedAgent):
+        async def chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+            yield CallPiece(0, 0, "x", "calculate", '{"expression": 1')
+            yield CallPiece(0, 1, "y", "list_files", "{}")
+            yield Finished(0, "tool_calls", Message("assistant", "", tool_calls=(ToolCall("y", "list_files", {}),)))
+
+    _, events = place.begin(Broken([]))
+    assert kinds(events) == ["ended"]
+    assert ended(events).reason == "failed"
+    assert "a call of 'calculate' whose arguments are no JSON object" in ended(events).detail
 
 
 def test_an_answer_that_was_cut_says_so(place: Place) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_place import Place, ended
+from agent_place import Place, ended, told
 
 from qafila.agent.policy import DEFAULTS, Policy, Proposed, Rule, proposed, read_policy, with_writes
 from qafila.agent.provenance import Trusted
-from qafila.agent.tools import files
+from qafila.agent.tools import commands, files
 from qafila.errors import FormatError
 
 POLICY = """
@@ -57,6 +58,15 @@ def test_a_place_that_is_not_the_users_needs_a_word(policy: Policy) -> None:
     assert policy.judge(home)[0] == "ask"
     read = Proposed("read_file", "read", {"path": "a"}, frozenset({"path"}), frozenset({"path"}))
     assert policy.judge(read)[0] == "allow"
+
+
+def test_whoever_is_asked_by_default_is_told_where_values_come_from() -> None:
+    call = Proposed("send", "egress", {"to": "x@y.example"}, frozenset({"to"}), frozenset({"to"}), read=True)
+    assert Policy().judge(call) == ("ask", "to: not from your words, but from something that was read")
+    assert Policy().judge(replace(call, untrusted=frozenset(), chosen=False))[1].startswith("send: your words do not")
+    # Nothing was read yet, or a rule of the user's own says why.
+    assert Policy().judge(replace(call, read=False))[1] == "calls with the effect egress are asked about"
+    assert Policy((Rule(1, "ask", tool="send", why="Mail is shown."),)).judge(call) == ("ask", "Mail is shown.")
 
 
 WRITES = Policy(effects={**DEFAULTS, "write": "allow"})
@@ -130,6 +140,17 @@ def test_rules_that_are_narrower_or_only_overlap_are_kept(tmp_path: Path) -> Non
         encoding="utf-8",
     )
     assert [rule.line for rule in read_policy(file).rules] == [1, 4, 7, 10, 13]
+
+
+def test_a_rule_about_a_path_is_of_the_files_whichever_tool_changes_them(tmp_path: Path, place: Place) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\neffect = "write"\nwhen = { path = "secret/*" }\nthen = "deny"\nwhy = "No."\n')
+    policy = with_writes(read_policy(file))
+    script = [[("run_command", {"command": "echo x > b.txt; mkdir secret; echo x > secret/a.txt"})],
+              [("run_command", {"command": "echo x > b.txt"})], "done"]  # fmt: skip
+    _, events = place.begin(script, tools=commands.tools(), policy=policy)
+    assert told(events)[0] == ("refused", "secret/a.txt: No.")
+    assert (place.file("secret/a.txt"), place.file("b.txt")) == (None, "x\n")
 
 
 @pytest.mark.parametrize("path", ["./secret/a", " secret/a", "/secret/a", "x/../secret/a", "secret//a", "secret\\a"])

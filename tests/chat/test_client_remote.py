@@ -280,6 +280,12 @@ def test_events_may_be_cut_anywhere_and_hold_any_character():
         ([HEAD, event({"choices": [{"index": 0, "delta": {"content": 5}}]}), None], 502, "not understood"),
         ([HEAD, event({"choices": "x"}), None], 502, "not understood"),
         ([HEAD, b"data: " + b"x" * (17 << 20), None], 502, "more than"),
+        ([HEAD, *[delta("x" * (1 << 20))] * 17, None], 502, "wrote more than"),
+        (
+            [HEAD, *[delta(tool_calls=[{"function": {"name": "f" * (1 << 20)}, "id": "i"}])] * 17],
+            502,
+            "wrote more than",
+        ),
         ([b"nonsense\r\n\r\n", None], 0, "broke the connection"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 from scripted_agent import Answer, ScriptedAgent
 
+from qafila.agent.events import Asked, Intended
 from qafila.agent.journal import Journal
+from qafila.cli.agent_question import ask_at_terminal
 from qafila.cli.main import main
 
 WRITE: Answer = [("write_file", {"path": "a.txt", "text": "new"})]
@@ -289,6 +292,48 @@ def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
     assert "changed nothing that is still there" in shell.error("undo", "last", "--all")
 
 
+def test_a_run_that_is_gone_on_with_keeps_its_policy(shell: Shell, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[rule]]\ntool = "write_file"\nwhen = { path = "secret/*" }\nthen = "deny"\n')
+    secret: Answer = [("write_file", {"path": "secret/b.txt", "text": "new"})]
+    shell.script([WRITE, secret, "done", secret, "no"])
+    shell("write a.txt and secret/b.txt", "--policy", os.path.relpath(policy))
+    # The program itself says how to go on: without an option, what was denied stays denied.
+    shell("approve", "last", "--yes")
+    shell("resume", "last", "once more", "--yes")
+    assert shell.file("a.txt") == "new\n"
+    assert shell.file("secret/b.txt") is None
+    policy.unlink()
+    assert f"policy {policy}: no such file; --policy names another" in shell.error("resume", "last", "again")
+
+
+def test_what_waits_is_shown_whole_and_nothing_in_it_is_unseen(shell: Shell) -> None:
+    lines = "\n".join(f"line {number}" for number in range(100))
+    shell.script([[("write_file", {"path": "a.txt", "text": f"{lines}\nlast \u202egnp.exe\u2066"})], "written"])
+    shell("write it")
+    shown, _ = shell("show", "last")
+    assert "+line 99\n+last <U+202E>gnp.exe<U+2066>" in shown
+    _, err = shell("approve", "last")
+    assert "+line 99\n+last <U+202E>gnp.exe<U+2066>" in err
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_a_person_who_is_asked_can_see_all_of_it_first(
+    long: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nhm\ny\n"))
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    address = "https://example.org/" + ("a" * 5000 if long else "a" * 500) + "/end"
+    intent = Intended(call="0.0", name="send", arguments={"to": address}, effect="irrevocable", key="k")
+    assert asyncio.run(ask_at_terminal([Asked(intent=intent, why="why\x1b[2J")])) == [(True, "")]
+    err = capsys.readouterr().err
+    # Where nothing but the call says what it does, no value of it is cut.
+    assert err.count("/end") == 1
+    assert ("[a]ll of what is cut" in err) == long
+    assert "\x1b" not in err
+
+
 def test_no_with_a_reason_is_told_to_the_model(shell: Shell) -> None:
     shell.script([WRITE, "as you like"])
     shell("write it")
@@ -392,6 +437,13 @@ def test_a_result_can_be_made_another(shell: Shell) -> None:
     shell("resume", out.strip())
     assert [m.text for m in shell.clients[-1].asked[0].messages][-1] == "it is 43"
     assert "event 1 of run" in shell.error("replay", out.strip(), "--what-if", "1", "x")
+    # What comes of it did not happen: only the run itself is remembered.
+    (first, second) = shell.runs()
+    assert first["parent"] == second["id"]
+    assert [one.run for one in Journal(shell.url).memory.list("", kind="episode")] == [second["id"]]
+    told = json.loads(shell("replay", second["id"], "--what-if", "2", "it is 44", "--json")[0])
+    assert told == {"run": shell.runs()[0]["id"], "parent": second["id"]}
+    assert "go with --verify" in shell.error("replay", second["id"], "--what-if", "2", "x", "--threads", "2")
 
 
 def test_lists_are_short_and_of_this_database(shell: Shell) -> None:
@@ -404,6 +456,13 @@ def test_lists_are_short_and_of_this_database(shell: Shell) -> None:
     assert "second line" in lines[0]
     assert "\x1b" not in lines[0]
     assert shell("runs", "-n", "1")[0].splitlines() == lines[:1]
+
+
+def test_of_many_changed_files_a_few_are_named(shell: Shell) -> None:
+    shell.script([[("run_command", {"command": "touch $(seq 30)"})], "done"])
+    _, err = shell("touch thirty files, run it", "--yes")
+    assert "created 1, created 10, created 11," in err
+    assert " and 22 more\n" in err
 
 
 def test_a_hostile_run_cannot_paint_the_terminal(shell: Shell) -> None:

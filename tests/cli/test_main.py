@@ -109,6 +109,14 @@ def test_no_command_shows_the_help() -> None:
     assert done.stdout.startswith("Usage: qafila")
 
 
+@pytest.mark.parametrize("group", [["agent"], ["agent", "schedule"], ["audit"], ["mcp"], ["tokenizer"]])
+def test_a_group_without_a_command_shows_its_help(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(group) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"Usage: qafila {' '.join(group)} ")
+    assert "\n\nCommands:\n" in shown
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from qafila.chat.client import (
     TextPiece,
     Usage,
 )
+from qafila.errors import AgentError
 from qafila.text.messages import Message, ToolCall, ToolSchema
 
 
@@ -104,6 +106,9 @@ async def ask_model(
     answer = _Answer(tell)
     async for event in client.chat(request):
         answer.take(event)
+    if answer.broken:
+        name = whole_letters(answer.broken)
+        raise AgentError(f"the model wrote a call of {name!r:.80} whose arguments are no JSON object")
     message = _own_ids(answer.message, state.steps)
     decision = Decision(
         prompt_sha256=digest,
@@ -132,17 +137,27 @@ class _Answer:
         self.reason: Literal["stop", "length", "tool_calls"] = "stop"
         self.spent = Spent()
         self.calls_logprob = 0.0
+        self._begun: dict[int, str] = {}
 
     def take(self, event: Event) -> None:
         """One event of the client."""
         if isinstance(event, TextPiece):
             self._tell(event.text)
         elif isinstance(event, CallPiece):
+            self._begun.setdefault(event.index, event.name or "")
             self.calls_logprob += math.fsum(token.logprob for token in event.tokens)
         elif isinstance(event, Finished):
             self.message, self.reason = event.message, event.reason
         elif isinstance(event, Usage):
             self.spent = spent_by(event)
+
+    @property
+    def broken(self) -> str:
+        """The last tool whose call was written to its end and still is none, "" where there is no such call."""
+        if self.reason == "length" or len(self._begun) == len(self.message.tool_calls):
+            return ""
+        made = Counter(call.name for call in self.message.tool_calls)
+        return next(iter((Counter(self._begun.values()) - made).elements()), "?")
 
 
 def _own_ids(message: Message, step: int) -> Message:

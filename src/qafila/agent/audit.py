@@ -51,10 +51,10 @@ def verify(lines: Iterable[str], *, key: str | None = None, kept: Sequence[str] 
     Raises:
         DataError: the lines are no export. UsageError: a key that is none.
     """
-    head, leaves, notes = _read(lines)
+    head, leaves, notes, unlogged = _read(lines)
     named = key if key is not None else str(head.get("key"))
     trusted = public_key(named)
-    problems: list[str] = []
+    problems = [f"event {number} of run {run}: was put in beside the log" for run, number in unlogged]
     for expected, leaf in enumerate(leaves):
         if leaf.place != expected:
             problems.append(f"event {expected} of the log: missing or out of order (there is {leaf.place})")
@@ -90,10 +90,11 @@ def _against(checkpoint: Checkpoint, hashes: Sequence[bytes]) -> str | None:
     return None
 
 
-def _read(lines: Iterable[str]) -> tuple[dict[str, Any], list[Leaf], list[str]]:
+def _read(lines: Iterable[str]) -> tuple[dict[str, Any], list[Leaf], list[str], list[tuple[str, int]]]:
     head: dict[str, Any] | None = None
     leaves: list[Leaf] = []
     notes: list[str] = []
+    unlogged: list[tuple[str, int]] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -103,13 +104,15 @@ def _read(lines: Iterable[str]) -> tuple[dict[str, Any], list[Leaf], list[str]]:
                 head = row
             elif "checkpoint" in row:
                 notes.append(str(row["checkpoint"]))
+            elif "unlogged" in row:
+                unlogged.append((str(row["run"]), int(row["number"])))
             else:
                 leaves.append(_leaf(row))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"line {number}: is no line of an audit log ({error})") from None
     if head is None:
         raise DataError("the audit log is empty")
-    return head, leaves, notes
+    return head, leaves, notes, unlogged
 
 
 def _leaf(row: dict[str, Any]) -> Leaf:

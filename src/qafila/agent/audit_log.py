@@ -91,6 +91,15 @@ class AuditLog:
             rows = connection.execute(query).all()
         return [Leaf(r.place, r.run, r.number, r.commitment, r.salt, r.body) for r in rows]
 
+    def unlogged(self) -> list[tuple[str, int]]:
+        """Run and number of events for which nothing stands in the log, or which it takes for erased."""
+        events = self._events
+        joined = sa.and_(events.c.run == LOG.c.run, events.c.number == LOG.c.number, LOG.c.salt.is_not(None))
+        query = sa.select(events.c.run, events.c.number).select_from(events.outerjoin(LOG, joined))
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.where(LOG.c.run.is_(None)).order_by(events.c.run, events.c.number)).all()
+        return [(row.run, row.number) for row in rows]
+
     def checkpoint(self, signer: Signer) -> str:
         """Sign the log as it is now; gives the note. Kept somewhere else, it shows when the log is cut short later."""
         with writing(self._engine) as connection:
@@ -109,11 +118,16 @@ class AuditLog:
             return list(connection.scalars(sa.select(CHECKPOINTS.c.note).order_by(CHECKPOINTS.c.size)).all())
 
     def lines(self, public: str) -> Iterator[str]:
-        """The log as JSONL, to be verified anywhere: a head with the public key, leaves, checkpoints."""
+        """The log as JSONL, to be verified anywhere: a head with the public key, leaves, checkpoints.
+
+        Events that never came through the log have lines of their own, which no log that was left alone has.
+        """
         yield json.dumps({"audit": ORIGIN, "version": 1, "key": public})
         for leaf in self.leaves():
             row = {"place": leaf.place, "run": leaf.run, "number": leaf.number, "commitment": leaf.commitment}
             yield json.dumps({**row, "salt": leaf.salt, "body": leaf.body}, ensure_ascii=False)
+        for run, number in self.unlogged():
+            yield json.dumps({"unlogged": True, "run": run, "number": number})
         for note in self.checkpoints():
             yield json.dumps({"checkpoint": note}, ensure_ascii=False)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
+from qafila.agent.edits import Edit
 from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Verdict, proposed
@@ -86,9 +87,13 @@ class Calls:
             return False
         return self._judge(pending, tool)[0] != "ask"
 
-    def _judge(self, pending: Pending, tool: Tool) -> tuple[Verdict, str]:
-        """What the policy says of a call, and why; a call that the model is not sure of is asked about."""
-        verdict, why = self._policy.judge(proposed(tool, pending.call.arguments, self._trusted()))
+    def _judge(self, pending: Pending, tool: Tool, edits: Sequence[Edit] = ()) -> tuple[Verdict, str]:
+        """What the policy says of a call, and why; a call that the model is not sure of is asked about.
+
+        ``edits``: what the call will change, once that is known.
+        """
+        call = proposed(tool, pending.call.arguments, self._trusted())
+        verdict, why = self._policy.judge_paths(call, (edit.path for edit in edits))
         if verdict == "allow" and pending.unsure:
             return "ask", Reason("unsure_tool", tool=tool.name)
         return verdict, why
@@ -140,6 +145,10 @@ class Calls:
                 yield _observed(pending, made, started)
                 return
             intent = made
+            verdict, why = self._judge(pending, tool, intent.edits)
+            if verdict == "deny":
+                yield _observed(pending, observation(why, "refused"), started)
+                return
             if verdict == "ask" and pending.decided is None:
                 if pending.asked is None:
                     yield self._asked(tool, intent, why)
@@ -186,6 +195,9 @@ class Calls:
                 return
             made = await intended(tool, pending.call, arguments, self._surroundings(pending.call.id))
             if isinstance(made, Observation) or touched & {edit.path for edit in made.edits}:
+                return
+            verdict, why = self._judge(pending, tool, made.edits)
+            if verdict != "ask":
                 return
             touched |= {edit.path for edit in made.edits}
             yield self._asked(tool, made, why)

@@ -25,6 +25,8 @@ from qafila.errors import SandboxError
 
 #: Bytes of one file that are held for its edit: the journal keeps both of its sides.
 MOST_BYTES = 4 << 20
+#: Characters of one file's diff that people are shown: whoever allows a change has to be able to see all of it.
+_MOST_SHOWN = 1 << 20
 
 State = Literal["before", "after", "other"]
 
@@ -67,11 +69,14 @@ class Edit(BaseModel):
             same = self.model_copy(update={"mode_before": self.mode})
             return permissions if self.before == self.after else permissions + same.diff()
         if self.what == "file":
-            text = unified(self.path, self.before or b"", self.after or b"")
+            text = unified(self.path, self.before or b"", self.after or b"", _MOST_SHOWN)
             if text is not None:
                 return text or f"{self.kind}: {self.path} (empty)\n"
             size = len(self.after or b"")
-            return f"{self.kind}: {self.path} (no text, {size} bytes)\n"
+            return f"{self.kind}: {self.path} (no text, or too long to be shown; {size} bytes)\n"
+        if self.what == "link":
+            sides = [os.fsdecode(side) for side in (self.before, self.after) if side is not None]
+            return f"{self.kind}: {self.path} (link to {', now to '.join(sides)})\n"
         return f"{self.kind}: {self.path} ({self.what})\n"
 
 

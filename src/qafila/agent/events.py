@@ -129,6 +129,7 @@ class Began(_Event):
         remembers: a short note of the run is kept in the memory when it ends.
         remembered: the user's own words of before, which the system prompt repeats.
         foreign: the system prompt holds words that are not the user's.
+        policy: the file that says what it may do, "" for none.
     """
 
     kind: Literal["began"] = "began"
@@ -153,6 +154,7 @@ class Began(_Event):
     remembers: bool = False
     remembered: tuple[str, ...] = ()
     foreign: bool = False
+    policy: str = ""
 
 
 class Answered(_Event):

@@ -272,6 +272,8 @@ class Journal:
     def fork(self, run: str, after: int, instead: Event | None = None) -> str:
         """A new run that begins as another did, up to and with event ``after``, or with ``instead`` in its place.
 
+        What comes of an event that did not happen is not kept in the memory.
+
         Raises:
             AgentError: no such run or event, or a part of another run.
         """
@@ -279,9 +281,12 @@ class Journal:
         if not 0 <= after < len(recorded):
             raise AgentError(f"run {run} has events 0 to {len(recorded) - 1}, not {after}")
         first = recorded[0].event
-        assert isinstance(first, Began)
+        if not isinstance(first, Began):
+            raise AgentError("the journal of this run does not start with its beginning")
         if first.parent is not None:  # its goal is not the user's, and alone it would be taken for that
             raise AgentError(f"run {run} is a part of run {first.parent.run}; fork that one")
+        if instead is not None:
+            first = first.model_copy(update={"remembers": False})
         with writing(self._engine) as connection:
             owner = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == run))
             new = self._begin(connection, first, parent=run, forked_at=after, owner=owner)

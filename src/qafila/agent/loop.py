@@ -170,6 +170,7 @@ class Agent:
             remembers=self._memory is not None,
             remembered=remembered.trusted if remembered else (),
             foreign=bool(note) or (remembered is not None and remembered.foreign),
+            policy=self._policy.file,
         )
         return self.journal.begin(began, run, owner=self._owner)
 

@@ -5,7 +5,7 @@
 
     [[rule]]                      # the first rule that fits decides
     tool = "write_file"           # a name, or a pattern like "mail_*"; or effect = "egress"
-    when = { path = "notes/*" }   # patterns for arguments; all must fit
+    when = { path = "notes/*" }   # patterns for arguments; all must fit. path: also of what a tool changes by itself
     from = "untrusted"            # only where an argument of `when` (without it: any, or the tool) is not the user's
     then = "deny"                 # allow, ask or deny
     why = "Notes are the user's."
@@ -19,8 +19,8 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -53,7 +53,7 @@ class Proposed:
     Attributes:
         tool, effect, arguments: of the call. untrusted: the arguments whose values are not the user's.
         controls: arguments that may not be steered by what was read: paths, recipients, addresses, and others.
-        chosen: whether the tool is the user's choice.
+        chosen: whether the tool is the user's choice. read: whether the model has been told what is not the user's.
     """
 
     tool: str
@@ -62,6 +62,7 @@ class Proposed:
     untrusted: frozenset[str] = frozenset()
     controls: frozenset[str] = frozenset()
     chosen: bool = True
+    read: bool = False
 
 
 def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Proposed:
@@ -77,16 +78,16 @@ def proposed(tool: Tool, arguments: Mapping[str, Any], trusted: Trusted) -> Prop
         tool: that is to be called. arguments: as the model wrote them. trusted: the user's words.
     """
     foreign = untrusted(arguments, trusted, declared=frozenset(declared_keys(tool.schema.parameters)))
-    arguments = _as_done(tool, arguments)
+    arguments = as_done(tool, arguments)
     if not trusted.read:
         return Proposed(tool.name, tool.effect, arguments, foreign, tool.controls)
     whole = tool.effect in ("egress", "irrevocable") or not tool.controls
     controls = frozenset(arguments) if whole else tool.controls
     words = (*tool.asked_by, tool.name) if tool.origin in _OURS else tool.asked_by
-    return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words))
+    return Proposed(tool.name, tool.effect, arguments, foreign, controls, trusted.asks_for(words), read=True)
 
 
-def _as_done(tool: Tool, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+def as_done(tool: Tool, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Arguments with the path that our tools will act on: one file has many spellings, and rules are of the file."""
     path = arguments.get("path")
     if tool.origin not in _OURS or not isinstance(path, str):
@@ -138,12 +139,13 @@ class Policy:
 
     Attributes:
         rules: the first that fits decides. effects: what holds where none does; effects that are not named are denied.
-        source: the file, for messages.
+        source: the file, for messages. file: where it is, "" for none; a run that is gone on with keeps it.
     """
 
     rules: tuple[Rule, ...] = ()
     effects: Mapping[Effect, Verdict] = field(default_factory=lambda: dict(DEFAULTS))
     source: str = "policy"
+    file: str = ""
 
     def judge(self, call: Proposed) -> tuple[Verdict, str]:
         """Whether a call may be carried out, and why so, in words.
@@ -157,13 +159,29 @@ class Policy:
         else:
             verdict = self.effects.get(call.effect, "deny")
             why = Reason(_OF_EFFECTS[verdict], effect=call.effect)
-        if verdict != "allow" or call.effect in ("pure", "read") or (rule and rule.untrusted):
+        # Whoever is asked anyway has to know where the values come from before anything else.
+        asked_anyway = verdict == "ask" and rule is None and call.read
+        if (verdict != "allow" and not asked_anyway) or call.effect in ("pure", "read") or (rule and rule.untrusted):
             return verdict, why
         steered = sorted(call.untrusted & call.controls)
         if steered:
             return "ask", Reason("not_yours", arguments=tuple(steered))
         if not call.chosen:
             return "ask", Reason("not_asked_for", tool=call.tool)
+        return verdict, why
+
+    def judge_paths(self, call: Proposed, paths: Iterable[str]) -> tuple[Verdict, str]:
+        """As `judge`, of a call whose changes are known: rules about paths are of the files, whichever tool it is.
+
+        Args:
+            call: which. paths: of all that it changes.
+        """
+        verdict, why = self.judge(call)
+        for path in paths:
+            there = replace(call, arguments={**call.arguments, "path": path})
+            rule = next((one for one in self.rules if one.fits(there)), None)
+            if rule is not None and "path" in rule.when and VERDICTS.index(rule.then) > VERDICTS.index(verdict):
+                verdict, why = rule.then, f"{path}: {rule.why or f'{self.source}, line {rule.line}'}"
         return verdict, why
 
 
@@ -173,7 +191,7 @@ def with_writes(policy: Policy) -> Policy:
     Rules of the policy itself go first.
     """
     free = Rule(0, "allow", effect="write", untrusted=True, why="you allowed it beforehand")
-    return Policy((*policy.rules, free), {**policy.effects, "write": "allow"}, policy.source)
+    return Policy((*policy.rules, free), {**policy.effects, "write": "allow"}, policy.source, policy.file)
 
 
 def read_policy(path: Path) -> Policy:
@@ -205,7 +223,7 @@ def read_policy(path: Path) -> Policy:
                     )
                 raise FormatError(path, f"line {line}: can never fit, since line {before.line} takes all its calls")
         rules.append(rule)
-    return Policy(tuple(rules), _effects(path, data.get("effects", {})), path.name)
+    return Policy(tuple(rules), _effects(path, data.get("effects", {})), path.name, str(path.resolve()))
 
 
 def _effects(path: Path, table: Any) -> dict[Effect, Verdict]:

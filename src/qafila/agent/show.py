@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -26,25 +27,26 @@ from qafila.agent.state import State
 from qafila.agent.subrun import Waiting
 from qafila.text.messages import Message
 
-_MOST_VALUE, _MOST_RESULT = 60, 200
+_MOST_VALUE, _MOST_RESULT, _MOST_EDITS = 60, 200, 8
 
 
-def call_line(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call on one line, long values cut."""
-    return f"{name}({', '.join(f'{key}={_value(value)}' for key, value in arguments.items())})"
+def call_line(name: str, arguments: Mapping[str, Any], *, whole: bool = False) -> str:
+    """A call on one line, long values cut unless they are to be ``whole``."""
+    most = sys.maxsize if whole else _MOST_VALUE
+    return f"{name}({', '.join(f'{key}={_value(value, most)}' for key, value in arguments.items())})"
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, most: int) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MOST_VALUE else text[: _MOST_VALUE - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def source_line(source: Source) -> str:
     """Where a value of a call comes from, on one line."""
     if source.told_by is None:
-        return f"{source.argument}: {_value(source.value)} stands in nothing that was read"
+        return f"{source.argument}: {json.dumps(source.value, ensure_ascii=False)} stands in nothing that was read"
     where = f"what {source.told_by} gave" if source.told_by else "what the run began with"
-    return f"{source.argument}: {_value(source.value)} was read in {where}: “{source.quote}”"
+    return f"{source.argument}: {json.dumps(source.value, ensure_ascii=False)} was read in {where}: “{source.quote}”"
 
 
 def lines(event: Event, step: int) -> list[str]:
@@ -63,8 +65,9 @@ def lines(event: Event, step: int) -> list[str]:
             first = " ".join(event.observation.told().split())
             return [f"     → {first[:_MOST_RESULT]}{'…' if len(first) > _MOST_RESULT else ''}"]
         case Intended():
-            counts = [f"{edit.kind} {edit.path}" for edit in event.edits]
-            return [f"     {', '.join(counts)}"] if counts else []
+            done = [f"{edit.kind} {edit.path}" for edit in event.edits[:_MOST_EDITS]]
+            more = len(event.edits) - len(done)
+            return [f"     {', '.join(done)}{f' and {more:,} more' if more else ''}"] if done else []
         case Asked():
             return [f"     asks about {event.intent.name}: {event.why}"]
         case Decided():

@@ -17,6 +17,8 @@ _REASONS: Mapping[str, FinishReason] = {
 }  # fmt: skip
 # vLLM and SGLang say so of a request that was aborted there.
 _FAILURES = ("abort", "error")
+#: Characters of a request's answers, calls included: more than any model writes, and little enough to be kept.
+_MOST = 16 << 20
 
 
 class _Choice:
@@ -39,7 +41,7 @@ class RemoteAnswers:
         self._choices = [_Choice() for _ in range(n)]
         self._where = where
         self._usage: dict[str, Any] = {}
-        self._pieces = 0
+        self._pieces = self._size = 0
         self._began = time.perf_counter()
         self._first = 0.0
 
@@ -59,6 +61,8 @@ class RemoteAnswers:
             raise UpstreamError(
                 f"{self._where}: its server sent an event that is not understood ({type(error).__name__})", status=502
             ) from None
+        if self._size > _MOST:
+            raise UpstreamError(f"{self._where}: its server wrote more than {_MOST:,} characters", status=502)
         return events
 
     def finish(self) -> Usage:
@@ -94,6 +98,7 @@ class RemoteAnswers:
         calls = delta.get("tool_calls") or ()
         if text or (tokens and not calls):
             text = _string(text or "")
+            self._size += len(text)
             choice.text.append(text)
             events.append(TextPiece(number, text, tokens))
             tokens = ()
@@ -119,10 +124,12 @@ class RemoteAnswers:
         if type(index) is not int or index < 0:
             raise ValueError
         arguments = _string(function.get("arguments") or "")
+        self._size += len(arguments)
         if index in choice.calls:
             choice.calls[index][2].append(arguments)
             return CallPiece(number, index, None, None, arguments, tokens)
         name, call_id = _string(function["name"]), _string(call.get("id") or f"call_{number}_{index}")
+        self._size += len(name) + len(call_id)
         choice.calls[index] = (call_id, name, [arguments])
         return CallPiece(number, index, call_id, name, arguments, tokens)
 

@@ -16,14 +16,13 @@ from typer.core import TyperGroup
 from qafila.cli import agent_runs, agent_schedule, stdin, terminal
 from qafila.cli import options as opt
 from qafila.cli.agent_calibrate import calibrate
+from qafila.cli.agent_question import ask_at_terminal, question
 from qafila.cli.agent_setup import (
-    ask_at_terminal,
     load_config,
     load_policy,
     mcp_tools,
     open_client,
     open_journal,
-    preview,
     prices,
     tool_names,
     workspace,
@@ -187,7 +186,7 @@ def _resume(
     journal = open_journal(database)
     found = journal.find(run)
     agent = _same_agent(
-        journal, found, load_policy(yes, policy), as_json,
+        journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, say=say)
@@ -233,13 +232,13 @@ def _approve(
     chosen = [one for number, one in enumerate(asked, 1) if not only or number in only]
     if beyond := [number for number in only or () if number > len(asked)]:
         raise UsageError(f"--only {beyond[0]}: run {found} waits for a word on {len(asked)}; see `show {found}`")
-    print("\n\n".join(preview(one.asked) for one in chosen), file=sys.stderr)
+    print("\n\n".join(question(one.asked) for one in chosen), file=sys.stderr)
     decisions = {
         one.answer_to(found): Decided(call=one.intent.call, allowed=not deny, by="terminal", reason=reason)
         for one in chosen
     }
     agent = _same_agent(
-        journal, found, load_policy(yes, policy), as_json,
+        journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, decisions=decisions)
@@ -352,16 +351,19 @@ def _agent(
     )
 
 
-def _same_agent(journal: Journal, run: str, policy: Policy, as_json: bool, config: Path | None, **model: Any) -> Agent:
-    """The agent of a run that is gone on with: its model, workspace and tools."""
+def _same_agent(
+    journal: Journal, run: str, yes: bool, policy: Path | None, as_json: bool, config: Path | None, **model: Any
+) -> Agent:
+    """The agent of a run that is gone on with: its model, workspace and tools; its policy, unless another is given."""
     from qafila.agent.loop import Settings
     from qafila.agent.state import State
 
     began = State.of(journal.events(run)).began
     names, more = ([one["function"]["name"] for one in listed] for listed in (began.tools, began.more))
     where = workspace(Path(began.workspace))
+    rules = policy or (Path(began.policy) if began.policy else None)
     return _agent(
-        journal, where, names, more, policy, Settings(), as_json, None, None, config,
+        journal, where, names, more, load_policy(yes, rules), Settings(), as_json, None, None, config,
         owner=journal.owner(run), model=began.model, **model,
     )  # fmt: skip
 

@@ -11,7 +11,8 @@ import typer
 
 from qafila.cli import options as opt
 from qafila.cli import terminal
-from qafila.cli.agent_setup import open_client, open_journal, preview
+from qafila.cli.agent_question import question
+from qafila.cli.agent_setup import open_client, open_journal
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     for number, one in enumerate(asked, 1):
         which = f" {number} of {len(asked)}" if len(asked) > 1 else ""
         where = "" if one.run == found else f" (in its part {one.run})"
-        typer.echo(f"\nwaits for a word on{which}{where}:\n{preview(one.asked)}")
+        typer.echo(f"\nwaits for a word on{which}{where}:\n{question(one.asked)}")
     typer.echo(summary(found, state))
 
 
@@ -98,7 +99,9 @@ def replay(
     journal = open_journal(database)
     found = journal.find(run)
     if what_if is not None:
-        _what_if(journal, found, *what_if)
+        if threads is not None or context is not None:
+            raise UsageError("--threads and --context go with --verify: --what-if asks no model")
+        _what_if(journal, found, *what_if, as_json=as_json)
         return
     _verify(journal, found, threads=threads, context=context, as_json=as_json)
 
@@ -176,10 +179,13 @@ def _verify(journal: Journal, run: str, *, threads: int | None, context: int | N
         raise typer.Exit(1)
 
 
-def _what_if(journal: Journal, run: str, number: int, text: str) -> None:
+def _what_if(journal: Journal, run: str, number: int, text: str, *, as_json: bool) -> None:
     """Make a run in which one call came to something else, and say how to go on with it."""
     from qafila.agent.replay import what_if
 
     new = what_if(journal, run, number, text)
+    if as_json:
+        print(json.dumps({"run": new, "parent": run}))
+        return
     print(new)
     print(f"go on with it: qafila agent resume {new}", file=sys.stderr)

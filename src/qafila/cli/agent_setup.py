@@ -14,16 +14,16 @@ from qafila.cli import terminal
 from qafila.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from qafila.agent.config import Config
-    from qafila.agent.events import Asked, Prices
+    from qafila.agent.events import Prices
     from qafila.agent.journal import Journal
     from qafila.agent.policy import Policy
     from qafila.agent.tool import Tool
     from qafila.chat.client import ChatClient
 
-_MOST_LINES = 40
+#: What a person at the terminal is shown of a call at once; the rest where they ask for it.
 
 
 def open_journal(database: str | None) -> Journal:
@@ -51,10 +51,12 @@ def load_policy(yes: bool, file: Path | None) -> Policy:
     """The policy out of a file, or the usual one; ``yes``: files may be changed without asking.
 
     Raises:
-        FormatError: the file is none.
+        UsageError: there is no such file. FormatError: it is no policy.
     """
     from qafila.agent.policy import Policy, read_policy, with_writes
 
+    if file is not None and not file.exists():
+        raise UsageError(f"policy {file}: no such file; --policy names another")
     policy = Policy() if file is None else read_policy(file)
     return with_writes(policy) if yes else policy
 
@@ -200,55 +202,3 @@ def prices(
     if cost is not None and not (read or cached or generated):
         raise UsageError("--cost: can never be reached where all prices are 0; leave it out")
     return Prices(read=read, cached=read if cached is None else cached, generated=generated)
-
-
-def preview(asked: Asked) -> str:
-    """What a call will do, for a person: the call, the diff of what it changes, where its values come from, and why."""
-    from qafila.agent.show import call_line, source_line
-
-    lines = [call_line(asked.intent.name, asked.intent.arguments)]
-    for edit in asked.intent.edits:
-        lines += edit.diff().rstrip("\n").split("\n")
-    if len(lines) > _MOST_LINES:
-        lines = [*lines[:_MOST_LINES], f"[{len(lines) - _MOST_LINES} more lines: qafila agent show]"]
-    lines += map(source_line, asked.sources)
-    return terminal.printable("\n".join([*lines, f"({asked.why})"]))
-
-
-#: What a person may write, and what it means.
-_WORDS = {
-    "y": ("y", "yes", "نعم"),
-    "n": ("n", "no", "لا"),
-    "o": ("o", "one by one", "واحدا واحدا", "واحدًا واحدًا"),
-    "l": ("l", "later", "لاحقا", "لاحقًا"),
-}
-_ANSWERS = {"y": (True, ""), "n": (False, ""), "l": None}
-
-
-async def ask_at_terminal(asked: Sequence[Asked]) -> Sequence[tuple[bool, str] | None]:
-    """Ask the person at the terminal; None where nobody is there, so that the run waits."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return [None] * len(asked)
-    for number, one in enumerate(asked, 1):
-        which = f"{number} of {len(asked)}: " if len(asked) > 1 else ""
-        print(f"\n{which}{preview(one)}", file=sys.stderr)
-    if len(asked) > 1:
-        said = await _said("carry out all of them? [y]es, [n]o, [o]ne by one, [l]ater: ", "yno")
-        if said != "o":
-            return [_ANSWERS[said]] * len(asked)
-    found = []
-    for number in range(1, len(asked) + 1):
-        which = f"number {number}" if len(asked) > 1 else "it"
-        found.append(_ANSWERS[await _said(f"carry {which} out? [y]es, [n]o, [l]ater: ", "yn")])
-    return found
-
-
-async def _said(question: str, letters: str) -> str:
-    """One of these letters, or "l"."""
-    while True:
-        print(question, end="", file=sys.stderr, flush=True)
-        line = await asyncio.to_thread(sys.stdin.readline)
-        said = line.strip().lower()
-        letter = next((one for one, words in _WORDS.items() if said in words), "") if line else "l"
-        if letter and letter in f"{letters}l":
-            return letter

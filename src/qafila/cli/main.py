@@ -161,7 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except typer.TyperException as error:
-        _report(error.format_message())
+        message = error.format_message()
+        if message.startswith("Usage: "):  # a group without a command: its help
+            print(message, file=sys.stderr)
+        else:
+            _report(message)
     except typer.Abort:
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:

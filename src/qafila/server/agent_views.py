@@ -132,7 +132,7 @@ def _event(event: Event) -> dict[str, Any]:
             body = _plain(event, {"edits"})
             body["edits"] = edits(event.edits)
         case Began():  # where the server keeps its files is not its clients' to know
-            body = _plain(event, {"workspace"})
+            body = _plain(event, {"workspace", "policy"})
             body["workspace"] = PurePath(event.workspace).name
         case _:
             body = _plain(event, None)

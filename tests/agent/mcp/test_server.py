@@ -19,11 +19,14 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult, InputRequiredResult
 
 from qafila.agent.config import Server
+from qafila.agent.edits import file_edit
+from qafila.agent.events import Intended
+from qafila.agent.mcp.asking import question
 from qafila.agent.mcp.connection import Connection
 from qafila.agent.mcp.definition import reached
 from qafila.agent.mcp.pins import PinnedServer
 from qafila.agent.mcp.server import Service
-from qafila.agent.policy import Policy, with_writes
+from qafila.agent.policy import Policy, Rule, with_writes
 from qafila.agent.tool import Toolbox, tool
 from qafila.agent.tools import calculate, files
 from qafila.errors import AgentError
@@ -116,6 +119,17 @@ def test_changes_of_one_file_at_once_follow_one_another(workspace: Path) -> None
     assert (workspace / "a.txt").read_text(encoding="utf-8") == "٠ ٠ ٠ ٠\n"
 
 
+@pytest.mark.parametrize("path", ["secret/a", "./secret/a", "/secret/a", "x/../secret/a"])
+def test_a_rule_is_of_the_file_however_a_client_spells_it(workspace: Path, path: str) -> None:
+    (workspace / "secret").mkdir()
+    (workspace / "secret" / "a").write_text("word")
+    rules = (Rule(1, "deny", when={"path": "secret/*"}, why="No."),)
+    service = Service(Toolbox(TOOLS), workspace=workspace, policy=with_writes(Policy(rules)))
+    calls = [("read_file", {"path": path}), ("write_file", {"path": path, "text": "x"})]
+    assert [text.partition(": ")[2] for _, text in asked(service, *calls)] == ["No.", "No."]
+    assert (workspace / "secret" / "a").read_text() == "word"
+
+
 def test_a_policy_denies_and_what_cannot_be_undone_is_refused_even_with_yes(workspace: Path) -> None:
     sent: list[str] = []
 
@@ -163,6 +177,15 @@ def test_a_client_can_ask_its_user(workspace: Path, mode: str, answer: str) -> N
     assert question.endswith("\n(calls with the effect write are asked about)")
     assert result.is_error == (answer != "yes")
     assert (workspace / "new.txt").exists() == (answer == "yes")
+
+
+def test_a_question_that_is_too_long_says_what_it_leaves_out(workspace: Path) -> None:
+    edits = file_edit(workspace, "run.sh", b"x\n" * 9000)
+    arguments = {"text": "x\n" * 9000, "path": "run.sh"}
+    intent = Intended(call="0", name="write_file", arguments=arguments, effect="write", key="k", edits=edits)
+    asked = question(intent, "why")
+    assert "characters are not shown; it does: created run.sh]\n(why)" in asked
+    assert len(asked) < 4200
 
 
 def test_an_answer_to_another_call_is_none_to_this_one(workspace: Path) -> None:

@@ -182,6 +182,7 @@ def test_what_a_command_closes_or_buries_is_removed(
     [
         (b"", b"a\n", "--- a/f\n+++ b/f\n@@ -0,0 +1 @@\n+a\n"),
         (b"a", b"", "--- a/f\n+++ b/f\n@@ -1 +0,0 @@\n-a\n\\ No newline at end of file\n"),
+        (b"a\rb\x0bc\n", b"", "--- a/f\n+++ b/f\n@@ -1 +0,0 @@\n-a\rb\x0bc\n"),
         (b"\0", b"a", None),
         (b"a", b"\xff", None),
         (None, b"a", None),
@@ -200,4 +201,13 @@ def test_a_diff_in_a_long_file_has_its_line_numbers_and_a_bound() -> None:
     cut = unified("f", b"", "".join(lines).encode())
     assert cut is not None
     assert len(cut) < MOST_DIFF + 100
-    assert unified("f", b"a\n" * 4000, b"b\n" * 4000) is None
+    whole = unified("f", b"", "".join(lines).encode(), 1 << 20)
+    assert whole is not None
+    assert whole.endswith("+line 4999\n")
+
+
+def test_what_takes_long_to_compare_is_shown_as_replaced() -> None:
+    text = unified("f", b"same\n" + b"a\n" * 4000, b"same\n" + b"b\n" * 4000, 1 << 20)
+    assert text is not None
+    assert text.startswith("--- a/f\n+++ b/f\n@@ -1,4001 +1,4001 @@\n-same\n-a\n")
+    assert text.count("\n+b") == 4000

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_agent import Answer, ScriptedAgent
+from scripted_agent import REMOTE, Answer, ScriptedAgent
 
 from qafila.agent.result import Result
+from qafila.agent.sandbox import entries
 from qafila.agent.sandbox.sandbox import find_sandbox
 from qafila.agent.tool import Surroundings, Tool, ToolError
 from qafila.agent.tools import documents
+from qafila.errors import SandboxError
 
 
 @pytest.fixture
@@ -52,6 +54,25 @@ def test_passages_are_shown_with_their_lines(place: Surroundings) -> None:
     assert call(find, place, question="root") == "(none of 1 passages is about this)"
     with pytest.raises(ToolError, match="question: is empty"):
         call(find, place, question="  ")
+
+
+def test_no_document_is_sent_to_a_model_somewhere_else(place: Surroundings) -> None:
+    # Its `embed` raises: words alone find what there is.
+    client = ScriptedAgent([], abilities=replace(REMOTE, embeds=True), fingerprint=None)
+    found = call(made(place)["find_passages"], replace(place, client=client), question="Who is the guide?")
+    assert found.startswith("[caravan.txt:1-2]")
+
+
+def test_a_document_that_cannot_be_read_hides_no_other(place: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place.workspace / "a.txt").write_text("locked")
+
+    def look(root: int, path: str, most: int) -> Any:
+        if path == "a.txt":
+            raise SandboxError("a.txt: cannot be read: Permission denied")
+        return entries.look(root, path, most)
+
+    monkeypatch.setattr(documents, "look", look)
+    assert call(made(place)["find_passages"], place, question="Who is the guide?").startswith("[caravan.txt:1-2]")
 
 
 def test_an_answer_names_its_lines_and_what_no_line_says(place: Surroundings) -> None:

@@ -73,6 +73,25 @@ def test_lines_are_found_whatever_their_case(place: Surroundings) -> None:
     assert len(search_files(place, "hit").splitlines()) == 51
 
 
+def test_what_cannot_be_searched_is_told_and_keeps_nothing_else_from_being_found(
+    place: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.workspace / "large").write_text("needle" * 10)
+    (place.workspace / "locked").write_text("needle")
+    real = files.look
+
+    def look(root: int, path: str, most: int) -> Any:
+        if path == "locked":
+            raise SandboxError("locked: cannot be read: Permission denied")
+        return real(root, path, most)
+
+    monkeypatch.setattr(files, "look", look)
+    monkeypatch.setattr(files, "MOST_BYTES", 50)
+    note = "[not searched, too large or not readable: large, locked]"
+    assert search_files(place, "needle") == f"a.txt:2: Needle here\n{note}"
+    assert search_files(place, "nothing") == f"(no line matches)\n{note}"
+
+
 def test_files_are_written_changed_and_deleted(place: Surroundings) -> None:
     assert done(place, write_file(place, "new/d.txt", "text")) == "wrote new/d.txt"
     assert (place.workspace / "new/d.txt").read_text() == "text\n"

@@ -75,6 +75,21 @@ def state(page: Any, word: str) -> None:
     page.locator(".run-head .mark-state", has_text=word).wait_for()
 
 
+def test_what_is_decided_on_hides_and_turns_round_no_letters(open_page: Open, place: Place) -> None:
+    place.follows([[("write_file", {"path": "a\u202etxt.exe", "text": "safe \u2066evil\u2069 \x1b[2J\n"})], "done"])
+    page = open_page(place.url)
+    begin(page, "write it")
+    state(page, "Waiting for you")
+    card = page.locator(".approval")
+    assert card.locator("figcaption .path").inner_text() == "a<U+202E>txt.exe"
+    assert card.locator("ins .diff-text").inner_text() == "safe <U+2066>evil<U+2069> <U+001B>[2J"
+    card.locator("summary").click()
+    assert card.locator(".long-text").first.inner_text() == "a<U+202E>txt.exe"
+    assert "\u202e" not in page.locator("details.step summary").first.inner_text()
+    card.locator(".deny").click()
+    state(page, "Done")
+
+
 def test_steps_unfold_and_nothing_is_written_before_it_is_allowed(open_page: Open, place: Place) -> None:
     place.follows([READ, WRITE, "**Done**, <b>as you said</b>."])
     page = open_page(place.url)

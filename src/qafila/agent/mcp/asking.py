@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from qafila.agent.events import Intended
-from qafila.agent.mcp.definition import canonical, cleaned
+from qafila.agent.mcp.definition import canonical, cleaned, described
 
 if TYPE_CHECKING:
     from mcp.server import ServerRequestContext
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 #: Characters of a call and its changes that a person is shown.
 MOST_SHOWN = 4000
+_MOST_NAMED = 20
 
 
 class AnswerNeededError(Exception):
@@ -69,4 +70,11 @@ def question(intent: Intended, why: str) -> str:
     """What a call will do, in words: the call with its arguments, and the changes of files."""
     lines = [f"{intent.name} {json.dumps(dict(intent.arguments), ensure_ascii=False)}"]
     lines += [edit.diff().rstrip("\n") for edit in intent.edits]
-    return f"{cleaned(chr(10).join(lines), MOST_SHOWN)}\n({why})"
+    text = "\n".join(lines)
+    shown = cleaned(text, MOST_SHOWN)
+    if len(text) > MOST_SHOWN:  # what is left out may be what it is about: all that is changed is named
+        named = [f"{edit.kind} {edit.path}" for edit in intent.edits[:_MOST_NAMED]]
+        named += [f"{len(intent.edits) - _MOST_NAMED} more"] if len(intent.edits) > _MOST_NAMED else []
+        does = f"; it does: {described(', '.join(named), MOST_SHOWN)}" if named else ""
+        shown += f"\n[{len(text) - MOST_SHOWN:,} characters are not shown{does}]"
+    return f"{shown}\n({why})"

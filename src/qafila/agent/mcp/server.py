@@ -22,7 +22,7 @@ from qafila.agent.carry_out import checked, do_edits, outcome
 from qafila.agent.events import Intended
 from qafila.agent.mcp.asking import AnswerNeededError, ask, can_ask
 from qafila.agent.observation import Observation, observation
-from qafila.agent.policy import Policy, Proposed
+from qafila.agent.policy import Policy, Proposed, Verdict, as_done
 from qafila.agent.provenance import Trusted, untrusted
 from qafila.agent.reasons import Reason
 from qafila.agent.result import Result
@@ -78,21 +78,22 @@ class Service:
         if isinstance(arguments, Observation):
             return arguments
         foreign = untrusted(given, Trusted(()))
-        verdict, why = self._policy.judge(Proposed(tool.name, tool.effect, given, foreign, tool.controls))
-        if verdict == "ask" and ask is None:
-            why = f"needs a person's word, and nobody can be asked here ({why}); a policy or --yes can allow it"
+        judged = Proposed(tool.name, tool.effect, as_done(tool, given), foreign, tool.controls)
+        verdict, why = self._policy.judge(judged)
         if verdict == "deny" or (verdict == "ask" and ask is None):
-            return observation(why, "refused")
+            return _refused(verdict, why)
         place = Surroundings(self._workspace, self._sandbox, secrets.token_hex(16))
         call = ToolCall(place.key, tool.name, given)
         alone = contextlib.nullcontext() if tool.effect in HARMLESS else self._acting
-        if ask is None or verdict == "allow":
-            async with alone:
-                intent = await intended(tool, call, arguments, place)
-                return intent if isinstance(intent, Observation) else await _carried_out(tool, intent, arguments, place)
-        intent = await intended(tool, call, arguments, place)
-        if isinstance(intent, Observation):
-            return intent
+        async with alone:
+            intent = await intended(tool, call, arguments, place)
+            if isinstance(intent, Observation):
+                return intent
+            verdict, why = self._policy.judge_paths(judged, (edit.path for edit in intent.edits))
+            if verdict == "allow":
+                return await _carried_out(tool, intent, arguments, place)
+        if verdict == "deny" or ask is None:
+            return _refused(verdict, why)
         if not await ask(intent, why):
             return observation(Reason("said_no"), "refused")
         async with alone:
@@ -145,6 +146,13 @@ def hints(tool: Tool) -> ToolAnnotations:
         idempotent_hint=None if reads else tool.repeats,
         open_world_hint=tool.effect in ("egress", "irrevocable") or tool.origin not in ("built-in", "python"),
     )
+
+
+def _refused(verdict: Verdict, why: str) -> Observation:
+    """What the client is told of a call that is not allowed, or that a person would have to allow."""
+    if verdict == "ask":
+        why = f"needs a person's word, and nobody can be asked here ({why}); a policy or --yes can allow it"
+    return observation(why, "refused")
 
 
 async def _carried_out(tool: Tool, intent: Intended, arguments: dict[str, Any], place: Surroundings) -> Observation:

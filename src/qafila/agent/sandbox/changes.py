@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +29,7 @@ class Change:
         path: in the workspace, with ``/``.
         kind: what happened. what: the sort of entry, afterwards (before, where it was deleted).
         size_before, size_after: in bytes; None where there is no file.
-        diff: unified, cut at `MOST_DIFF`; None for what is no text, too large or too different.
+        diff: unified, cut at `MOST_DIFF`; None for what is no text or too large.
         content: the file, or the link's target, as it is now; None for folders, deletions, and beyond `MOST_CONTENT`.
         mode: permissions of the file or folder. base: the real entry that was copied; None where there was none.
     """
@@ -66,17 +68,20 @@ def _text(content: bytes | None) -> list[str] | None:
     if content is None or len(content) > _MOST_TEXT or b"\0" in content:
         return None
     try:
-        return content.decode().splitlines(keepends=True)
+        return re.findall(r"[^\n]*\n|[^\n]+", content.decode())  # a line ends where editors and compilers end it
     except UnicodeDecodeError:
         return None
 
 
-def unified(path: str, before: bytes | None, after: bytes | None) -> str | None:
-    """The unified diff of two texts; None where one is no text, or comparing them would take long.
+def unified(path: str, before: bytes | None, after: bytes | None, most: int = MOST_DIFF) -> str | None:
+    """The unified diff of two texts; None where one is no text.
+
+    Where comparing would take long it is all old lines, then all new ones.
 
     Args:
         path: as it is to stand in the head.
         before, after: what was and what is; ``b""`` where there is no file, None where it cannot be shown.
+        most: characters; the rest is left out, which it says.
     """
     old, new = _text(before), _text(after)
     if old is None or new is None:
@@ -87,23 +92,29 @@ def unified(path: str, before: bytes | None, after: bytes | None) -> str | None:
     end = 0
     while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
         end += 1
-    if (len(old) - start - end) * (len(new) - start - end) > _MOST_PAIRS:
-        return None
     # Only the part that differs is compared; the rest would cost time and add three lines of context.
     first, context = max(0, start - 3), min(3, end)
     cut_old = old[first : len(old) - end + context]
     cut_new = new[first : len(new) - end + context]
     pieces: list[str] = []
     size = 0
-    for line in difflib.unified_diff(cut_old, cut_new, f"a/{path}", f"b/{path}"):
+    long = len(cut_old) * len(cut_new) > _MOST_PAIRS
+    for line in (_replaced if long else difflib.unified_diff)(cut_old, cut_new, f"a/{path}", f"b/{path}"):
         text = _shifted(line, first) if line.startswith("@@") else line
         text = text if text.endswith("\n") else text + "\n\\ No newline at end of file\n"
         size += len(text)
-        if size > MOST_DIFF:
+        if size > most:
             pieces.append("[the rest of the diff is left out]\n")
             break
         pieces.append(text)
     return "".join(pieces)
+
+
+def _replaced(old: Sequence[str], new: Sequence[str], was: str, now: str) -> Iterator[str]:
+    """A diff that takes all lines out and puts all others in."""
+    yield from (f"--- {was}\n", f"+++ {now}\n", f"@@ -1,{len(old)} +1,{len(new)} @@\n")
+    yield from (f"-{line}" for line in old)
+    yield from (f"+{line}" for line in new)
 
 
 def _shifted(head: str, lines: int) -> str:

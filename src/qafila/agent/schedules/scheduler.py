@@ -46,7 +46,7 @@ class Unattended(Policy):
 
 def unattended(policy: Policy) -> Unattended:
     """The policy for runs that begin by themselves."""
-    return Unattended(policy.rules, policy.effects, policy.source)
+    return Unattended(policy.rules, policy.effects, policy.source, policy.file)
 
 
 def run_of(fire: Fire) -> str:

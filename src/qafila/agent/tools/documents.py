@@ -16,6 +16,7 @@ from qafila.agent.tool import Surroundings, Tool, ToolError, tool
 from qafila.agent.tools.files import MOST_BYTES, files_in
 from qafila.chat.client import ChatClient, ChatRequest, Generation, whole
 from qafila.database import default_url
+from qafila.errors import SandboxError
 from qafila.text.messages import Message
 
 #: What is taken for a document: text, by its name's ending.
@@ -38,8 +39,9 @@ def tools(url: str | None = None) -> tuple[Tool, ...]:
         try:
             await asyncio.to_thread(index.update, str(place.workspace), _documents(place))
             meaning = None
-            if place.client is not None and place.client.abilities.embeds:
-                meaning = Meaning(place.client.fingerprint or place.client.name, _embedding(place.client))
+            # A model somewhere else (which has no fingerprint) would be sent every document, asked about or not.
+            if place.client is not None and place.client.abilities.embeds and place.client.fingerprint is not None:
+                meaning = Meaning(place.client.fingerprint, _embedding(place.client))
             return await index.search(str(place.workspace), question, most=_SHOWN, meaning=meaning)
         finally:
             index.close()
@@ -92,7 +94,10 @@ def _documents(place: Surroundings) -> Iterator[tuple[str, bytes]]:
         for path in files_in(place):
             if not path.lower().endswith(ENDINGS):
                 continue
-            seen = look(root, path, min(MOST_BYTES, left))
+            try:
+                seen = look(root, path, min(MOST_BYTES, left))
+            except SandboxError:  # one that may not be read is no reason to find nothing in the others
+                continue
             if seen is None or seen[1] is None or b"\0" in seen[1]:
                 continue
             left -= len(seen[1])

@@ -12,6 +12,7 @@ from qafila.agent.edits import file_edit, inside
 from qafila.agent.observation import MOST_SHOWN, whole_letters
 from qafila.agent.sandbox.entries import look, opened_root
 from qafila.agent.tool import Draft, Surroundings, Tool, ToolError, tool
+from qafila.errors import SandboxError
 
 #: Bytes of a file that is read or searched, and files that are listed, searched, or offered to choose from.
 MOST_BYTES, MOST_FILES, MOST_LIVE = 4 << 20, 2000, 64
@@ -59,7 +60,7 @@ def _content(place: Surroundings, path: str) -> tuple[str, bytes]:
     if not stat.S_ISREG(found[0].mode):
         raise ToolError(f"{clean}: is a folder or a link, no file")
     if found[1] is None:
-        raise ToolError(f"{clean}: {found[0].size} bytes are too many to read; search it instead")
+        raise ToolError(f"{clean}: {found[0].size} bytes are too many to read")
     return clean, found[1]
 
 
@@ -91,9 +92,16 @@ def search_files(place: Surroundings, text: str) -> str:
     """Find lines that hold a text."""
     wanted = text.casefold()  # no pattern: Python's would hold up the whole program for as long as a model likes
     hits: list[str] = []
+    left: list[str] = []
     with opened_root(place.workspace) as root:
         for path in files_in(place):
-            found = look(root, path, MOST_BYTES)
+            try:
+                found = look(root, path, MOST_BYTES)
+            except SandboxError:  # one file that may not be read is no reason to search none
+                left.append(path)
+                continue
+            if found is not None and found[1] is None:
+                left.append(path)
             if found is None or found[1] is None or b"\0" in found[1]:
                 continue
             for number, line in enumerate(found[1].decode("utf-8", "replace").splitlines(), 1):
@@ -101,7 +109,10 @@ def search_files(place: Surroundings, text: str) -> str:
                     hits.append(f"{path}:{number}: {line.strip()[:200]}")
                     if len(hits) == _MOST_HITS:
                         return "\n".join([*hits, "[more lines match]"])
-    return "\n".join(hits) or "(no line matches)"
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        hits.append(f"[not searched, too large or not readable: {', '.join(left[:5])}{more}]")
+    return "\n".join(hits if len(hits) > bool(left) else ["(no line matches)", *hits])
 
 
 def write_file(place: Surroundings, path: str, text: str) -> Draft:

@@ -2,6 +2,7 @@
 
 import { h } from "./elements.js";
 import { firstStrong, number, t, tn } from "./i18n.js";
+import { seen } from "./unseen.js";
 
 const LINES_SHOWN = 120;
 const LINES_MORE = 2000;
@@ -15,7 +16,7 @@ function row(line) {
   const [kind, word] = { "+": ["ins", t("lineAdded")], "-": ["del", t("lineRemoved")] }[line[0]] ?? ["span", null];
   const sign = h("span", { class: "diff-sign", "aria-hidden": "true" }, kind === "span" ? "" : line[0]);
   // The spoken word stands apart: the line's own letters alone say which way it goes.
-  const text = h("span", { class: "diff-text", dir: "auto" }, line.slice(1));
+  const text = h("span", { class: "diff-text", dir: "auto" }, seen(line.slice(1).replace(/\r$/, "")));
   return h(
     "li",
     { class: `diff-line ${kind}` },
@@ -25,7 +26,8 @@ function row(line) {
 }
 
 /** One file's change. @param edit {path, diff}: a unified diff, or a line in words where there is none. */
-export function diffView({ path, diff }) {
+export function diffView({ path: name, diff }) {
+  const path = seen(name);
   const lines = diff.replace(/\n$/, "").split("\n");
   const unified = lines.some((line) => HUNK.test(line));
   // The file's name stands above; what comes before the first place would say it twice more.
@@ -65,7 +67,7 @@ export function diffView({ path, diff }) {
     "figure",
     { class: "diff" },
     h("figcaption", {}, h("bdi", { class: "path", dir: "ltr" }, path), counts),
-    notes.map((note) => h("p", { class: "diff-note", dir: "auto" }, note)),
+    notes.map((note) => h("p", { class: "diff-note", dir: "auto" }, seen(note))),
     unified && list,
     rest.length > 0 && more,
   );

@@ -2,6 +2,7 @@
 
 import { h } from "./elements.js";
 import { number, t } from "./i18n.js";
+import { seen } from "./unseen.js";
 
 const CHARACTERS_SHOWN = 2000;
 const LINES_SHOWN = 20;
@@ -12,11 +13,11 @@ export function longText(text, whole = null) {
   let short = text.slice(0, CHARACTERS_SHOWN);
   const cut = short.split("\n");
   if (cut.length > LINES_SHOWN) short = cut.slice(0, LINES_SHOWN).join("\n");
-  const block = h("pre", { class: "long-text", dir: "auto", tabindex: "0" }, short);
+  const block = h("pre", { class: "long-text", dir: "auto", tabindex: "0" }, seen(short));
   if (short === full) return block;
   const more = h("button", { type: "button", class: "text-button" }, t("showWhole", { n: number(full.length) }));
   more.addEventListener("click", () => {
-    block.textContent = full;
+    block.textContent = seen(full);
     block.focus();
     more.remove();
   });

@@ -3,6 +3,7 @@
 import { h } from "./elements.js";
 import { number, percent, t } from "./i18n.js";
 import { longText } from "./long_text.js";
+import { seen } from "./unseen.js";
 
 const STATES = {
   running: /* t */ "stateRunning",
@@ -78,7 +79,7 @@ export function callLine(name, args) {
       "span",
       { class: "argument" },
       `${key}: `,
-      h("bdi", {}, one.length > MOST ? `${one.slice(0, MOST)}…` : one),
+      h("bdi", {}, seen(one.length > MOST ? `${one.slice(0, MOST)}…` : one)),
     );
   });
   return h("span", { class: "call-line" }, h("bdi", { class: "call-name", dir: "ltr" }, name), values);
@@ -104,10 +105,10 @@ export function sourceList(sources) {
       {},
       h("bdi", { class: "call-name", dir: "ltr" }, argument),
       " ",
-      h("bdi", {}, value),
+      h("bdi", {}, seen(value)),
       " · ",
-      by === null ? t("readNowhere") : by === "" ? t("readAtTheBeginning") : [t("readIn"), " ", h("bdi", { dir: "ltr" }, by)],
-      by !== null && h("blockquote", { dir: "auto" }, quote),
+      by === null ? t("readNowhere") : by === "" ? t("readAtTheBeginning") : [t("readIn"), " ", h("bdi", { dir: "ltr" }, seen(by))],
+      by !== null && h("blockquote", { dir: "auto" }, seen(quote)),
     );
   return h("ul", { class: "sources", "aria-label": t("sources") }, sources.map(line));
 }
