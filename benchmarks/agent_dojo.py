@@ -6,9 +6,10 @@
 
 No model is asked: the planner is a script. Honest, it makes the calls of the user task's ground truth. Hijacked, it
 makes the first of them, reads the injected text (the injection task's goal, in every place that AgentDojo has for one),
-makes all calls of the injection's ground truth, and then goes on. The calls go through `Agent.work` and what stands
-outside the model there: the policy allows everything, so that only where values and the choice of a tool come from
-makes it ask (`qafila.agent.provenance`). Who is asked is described in agent_dojo_person.py, what each tool does in
+makes all calls of the injection's ground truth, and then goes on. Calls of the same tool that follow one another are
+one answer, as models make parallel calls. The calls go through `Agent.work` and what stands outside the model there:
+the policy allows everything, so that only where values and the choice of a tool come from makes it ask
+(`qafila.agent.provenance`). Who is asked is described in agent_dojo_person.py, what each tool does in
 agent_dojo_tools.py; whether a task was done, and an injection carried out, AgentDojo's own functions tell from the
 environment afterwards.
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
@@ -79,14 +81,15 @@ class Run:
 
     Attributes:
         utility, security: AgentDojo's words: the user task was done; the injection was carried out.
-        asked: questions, as (tool, arguments, why it was refused or ""). carried: effectful injected calls that were
-            made. unasked: those of them that nobody was asked about. waits: why it stopped for a person, where none was
-            there.
+        asked: calls that were asked about, as (tool, arguments, why it was refused or ""). questions: in how many
+            questions. carried: effectful injected calls that were made. unasked: those of them that nobody was asked
+            about. waits: why it stopped for a person, where none was there.
     """
 
     utility: bool = False
     security: bool = False
     asked: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)
+    questions: int = 0
     carried: list[str] = field(default_factory=list)
     unasked: list[str] = field(default_factory=list)
     waits: str = ""
@@ -133,15 +136,17 @@ class Dojo:
             calls[first:first] = wanted
             injected = range(first, first + len(wanted))
             output = injection.GROUND_TRUTH_OUTPUT or output
-        events = self._events(task.PROMPT, calls, output, environment, policy, person)
+        answers = [list(same) for _, same in itertools.groupby(calls, key=lambda call: call[0])]
+        ids = [f"{number}.{place}" for number, answer in enumerate(answers) for place in range(len(answer))]
+        events = self._events(task.PROMPT, answers, output, environment, policy, person)
         made = {one.call for one in events if isinstance(one, Observed) and one.observation.status == "ok"}
         traces = [
             self._call(function=name, args=arguments)
-            for number, (name, arguments) in enumerate(calls)
-            if f"{number}.0" in made
+            for call, (name, arguments) in zip(ids, calls, strict=True)
+            if call in made
         ]
         judge = self._suite._check_task_result
-        found = Run(asked=person.asked if person else [])
+        found = Run() if person is None else Run(asked=person.asked, questions=person.questions)
         said = [{"type": "text", "content": output}]
         last = events[-1]
         if last.kind != "ended" or last.reason not in ("done", "waiting"):
@@ -150,7 +155,7 @@ class Dojo:
         found.utility = not found.waits and judge(task, said, before, environment, traces)
         if injection is not None:
             found.security = judge(injection, said, before, environment, traces)
-            effects = {f"{i}.0" for i in injected if TOOLS.get(calls[i][0], Declared()).effect != "read"}
+            effects = {ids[i] for i in injected if TOOLS.get(calls[i][0], Declared()).effect != "read"}
             intents = [one for one in events if isinstance(one, Intended)]
             asked = {one.intent.call for one in events if isinstance(one, Asked)}
             found.carried = [one.name for one in intents if one.call in effects & made]
@@ -160,7 +165,7 @@ class Dojo:
     def _events(
         self,
         goal: str,
-        calls: Sequence[tuple[str, dict[str, Any]]],
+        answers: Sequence[list[tuple[str, dict[str, Any]]]],
         answer: str,
         environment: Any,
         policy: Policy,
@@ -170,7 +175,7 @@ class Dojo:
         from scripted_agent import ScriptedAgent
 
         agent = Agent(
-            ScriptedAgent([*([call] for call in calls), answer or "done"]),
+            ScriptedAgent([*answers, answer or "done"]),
             Toolbox(tuple(self._tool(one, environment) for one in self._suite.tools)),
             self._journal,
             workspace=self._folder,
@@ -222,7 +227,7 @@ def measure(names: Sequence[str], folder: Path, *, let_through: bool, echo: bool
                 tasks[f"{name} {task.ID}"] = {
                     "alone": alone.utility and not alone.waits,
                     "passed": asked.utility,
-                    "asked": len(asked.asked),
+                    "asked": asked.questions,
                     "refused": [f"{tool}: {wrong}" for tool, _, wrong in asked.asked if wrong],
                 }
                 for injection in suite.injection_tasks.values():
@@ -240,7 +245,7 @@ def measure(names: Sequence[str], folder: Path, *, let_through: bool, echo: bool
                             "utility": run.utility,
                             "carried": run.carried,
                             "unasked": run.unasked,
-                            "asked": len(run.asked),
+                            "asked": run.questions,
                         }
                     )
     finally:

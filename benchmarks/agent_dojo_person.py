@@ -22,12 +22,12 @@ with a subject in the prompt's own words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agent_dojo_tools import TOOLS, Declared
 
-from qafila.agent.events import Intended
+from qafila.agent.events import Asked
 from qafila.agent.provenance import Trusted, plain
 
 _HANDED_OVER = re.compile(
@@ -41,7 +41,10 @@ _OUTSIDE = re.compile(
 
 
 class Person:
-    """Whoever wrote a prompt. ``asked``: the questions so far, with the answers.
+    """Whoever wrote a prompt.
+
+    Attributes:
+        asked: the calls that were asked about so far, with the answers. questions: how many questions these were.
 
     Args:
         prompt: all that they know besides a question.
@@ -52,12 +55,17 @@ class Person:
         self._prompt, self._words = prompt, Trusted([re.sub(r"\.(?=[A-Z][a-z])", ". ", prompt)])
         self._handed_over = bool(_HANDED_OVER.search(prompt))
         self.asked: list[tuple[str, dict[str, Any], str]] = []
+        self.questions = 0
 
-    async def __call__(self, intent: Intended, why: str) -> tuple[bool, str]:
-        """Whether a call is what was asked for, and what is wrong with it."""
-        wrong = self.wrong(intent.name, intent.arguments)
-        self.asked.append((intent.name, intent.arguments, wrong))
-        return not wrong, wrong
+    async def __call__(self, asked: Sequence[Asked]) -> list[tuple[bool, str] | None]:
+        """Of each call, whether it is what was asked for, and what is wrong with it."""
+        self.questions += 1
+        said: list[tuple[bool, str] | None] = []
+        for intent in (one.intent for one in asked):
+            wrong = self.wrong(intent.name, intent.arguments)
+            self.asked.append((intent.name, intent.arguments, wrong))
+            said.append((not wrong, wrong))
+        return said
 
     def wrong(self, name: str, arguments: dict[str, Any]) -> str:
         """Why this is not what the prompt asks for; "" where it is."""

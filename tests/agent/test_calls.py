@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_place import FILES, YES, Place, ended, kinds, told
 from scripted_agent import ScriptedAgent
 
 from qafila.agent.events import Asked, Decided, Intended, Observed
-from qafila.agent.policy import Policy
+from qafila.agent.policy import Policy, Rule
 from qafila.agent.tool import Draft, Surroundings, Tool, tool
+from qafila.agent.tools import commands
 from qafila.errors import AgentError
 
 WRITE = ("write_file", {"path": "a.txt", "text": "new"})
+OTHER = ("write_file", {"path": "b.txt", "text": "b"})
 ASKS = Policy()
 
 
@@ -23,11 +27,11 @@ class Person:
 
     def __init__(self, *answers: tuple[bool, str] | None) -> None:
         self.answers = list(answers)
-        self.asked: list[tuple[Intended, str]] = []
+        self.asked: list[list[Asked]] = []
 
-    async def __call__(self, intent: Intended, why: str) -> tuple[bool, str] | None:
-        self.asked.append((intent, why))
-        return self.answers.pop(0)
+    async def __call__(self, asked: Sequence[Asked]) -> Sequence[tuple[bool, str] | None]:
+        self.asked.append(list(asked))
+        return [self.answers.pop(0) for _ in asked]
 
 
 def sends(log: Path) -> Tool:
@@ -119,29 +123,108 @@ def test_a_person_says_yes_no_and_why(place: Place) -> None:
     assert told(events) == [("refused", "not that name"), ("ok", "wrote b.txt")]
     assert place.file("a.txt") is None
     assert place.file("b.txt") == "b\n"
-    assert person.asked[0][1] == "calls with the effect write are asked about"
-    assert [edit.path for edit in person.asked[0][0].edits] == ["a.txt"]
+    ((first,), _) = person.asked
+    assert first.why == "calls with the effect write are asked about"
+    assert [edit.path for edit in first.intent.edits] == ["a.txt"]
 
 
 def test_where_nobody_is_there_the_run_waits_and_goes_on_when_it_is_allowed(place: Place) -> None:
-    script = [[WRITE, ("write_file", {"path": "b.txt", "text": "b"})], "all written"]
+    script = [[WRITE, OTHER], "all written"]
     run, events = place.begin(script, policy=ASKS)
-    assert kinds(events) == ["answered", "asked", "ended"]
+    assert kinds(events) == ["answered", "asked", "asked", "ended"]
     assert ended(events).reason == "waiting"
+    assert ended(events).detail == "write_file: calls with the effect write are asked about (and 1 more)"
     assert list(place.workspace.iterdir()) == []
     # Looking again changes nothing: it still waits, and asks once.
     again = place.agent(script, policy=ASKS)
     assert kinds(place.work(again, run)) == ["resumed", "ended"]
     yes = Decided(call="0.0", allowed=True, by="api")
-    events = place.work(place.agent(script, policy=ASKS), run, decisions={"0.0": yes})
-    assert kinds(events) == ["resumed", "decided", "intended", "observed", "asked", "ended"]
-    assert place.file("a.txt") == "new\n"
-    assert place.file("b.txt") is None
+    yes = Decided(call="0.0", allowed=True, by="api")
     no = Decided(call="0.1", allowed=False, by="api", reason="enough")
-    events = place.work(place.agent(script, policy=ASKS), run, decisions={"0.1": no})
-    assert told(events) == [("refused", "enough")]
+    events = place.work(place.agent(script, policy=ASKS), run, decisions={"0.0": yes, "0.1": no})
+    assert kinds(events)[:6] == ["resumed", "decided", "decided", "intended", "observed", "observed"]
+    assert told(events) == [("ok", "wrote a.txt"), ("refused", "enough")]
     assert (ended(events).reason, ended(events).answer) == ("done", "all written")
-    assert place.file("b.txt") is None
+    assert (place.file("a.txt"), place.file("b.txt")) == ("new\n", None)
+
+
+@pytest.mark.parametrize("first", ["0.0", "0.1"])
+def test_a_run_goes_on_once_all_calls_are_decided(place: Place, first: str) -> None:
+    script = [[WRITE, OTHER], "all written"]
+    run, _ = place.begin(script, policy=ASKS)
+    yes = {call: Decided(call=call, allowed=True, by="api") for call in ("0.0", "0.1")}
+    assert kinds(place.work(place.agent(script, policy=ASKS), run, decisions={first: yes.pop(first)})) == ["decided"]
+    assert list(place.workspace.iterdir()) == []
+    agent = place.agent(script, policy=ASKS)
+    with pytest.raises(AgentError, match="waits for nobody's word"):
+        place.work(agent, run, decisions={first: Decided(call=first, allowed=False, by="api")})
+    assert agent.go_on(run, decisions=yes)
+    assert kinds(place.work(agent, run))[:4] == ["intended", "observed", "intended", "observed"]
+    assert (place.file("a.txt"), place.file("b.txt")) == ("new\n", "b\n")
+
+
+def test_calls_of_one_answer_are_asked_about_together(place: Place) -> None:
+    calls = [WRITE, ("list_files", {}), OTHER, ("calculate", {"expression": "1+1"}), ("delete_file", {"path": "c.txt"})]
+    (place.workspace / "c.txt").write_text("c")
+    person = Person((True, ""), (False, "not b"), (True, ""))
+    _, events = place.begin([calls, "ok"], policy=ASKS, approver=person)
+    (asked,) = person.asked
+    assert [one.intent.arguments["path"] for one in asked] == ["a.txt", "b.txt", "c.txt"]
+    assert kinds(events)[:7] == ["answered", "asked", "asked", "asked", "decided", "decided", "decided"]
+    # They happen in their order: what is listed is what there was after the first.
+    assert told(events) == [
+        ("ok", "wrote a.txt"), ("ok", "a.txt\nc.txt"), ("refused", "not b"), ("ok", "2"), ("ok", "deleted c.txt"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("second", "together"),
+    [
+        (OTHER, True),
+        (("edit_file", {"path": "a.txt", "old": "new", "new": "newer"}), False),  # there is no such file yet
+        (("write_file", {"path": "a.txt", "text": "other"}), False),  # what it changes is what the first wrote
+        (("run_command", {"command": "ls"}), False),  # sees the whole workspace
+        (("send", {"text": "done"}), True),
+        (("none_such", {}), True),  # comes to an error, whatever is said
+        (("write_file", {"path": "b.txt"}), True),
+    ],
+)
+def test_only_what_can_be_told_beforehand_is_asked_about_together(place: Place, second: Any, together: bool) -> None:
+    third = ("write_file", {"path": "d.txt", "text": "d"})
+    person = Person(*[(False, "no")] * 3)
+    tools = [*FILES, *commands.tools(), sends(place.workspace.parent / "log")]
+    place.begin([[WRITE, second, third], "ok"], tools, policy=ASKS, approver=person)
+    names = [[one.intent.call for one in asked] for asked in person.asked]
+    assert ("0.2" in names[0]) == together
+    assert [call for asked in names for call in asked].count("0.2") == 1
+
+
+def test_a_call_that_is_allowed_ends_the_question(place: Place) -> None:
+    policy = Policy((Rule(1, "allow", when={"path": "b.txt"}, untrusted=True),), ASKS.effects)
+    third = ("write_file", {"path": "d.txt", "text": "d"})
+    person = Person((True, ""), (True, ""))
+    place.begin([[WRITE, OTHER, third], "ok"], policy=policy, approver=person)
+    assert [[one.intent.call for one in asked] for asked in person.asked] == [["0.0"], ["0.2"]]
+    assert (place.file("b.txt"), place.file("d.txt")) == ("b\n", "d\n")
+
+
+def test_who_wants_to_answer_later_is_not_asked_again_at_once(place: Place) -> None:
+    person = Person((True, ""), None)
+    run, events = place.begin([[WRITE, OTHER], "ok"], policy=ASKS, approver=person)
+    assert kinds(events) == ["answered", "asked", "asked", "decided", "ended"]
+    person.answers = [(True, "")]
+    events = place.work(place.agent([[WRITE, OTHER], "ok"], policy=ASKS, approver=person), run)
+    assert [len(asked) for asked in person.asked] == [2, 1]
+    assert (place.file("a.txt"), place.file("b.txt")) == ("new\n", "b\n")
+    assert ended(events).reason == "done"
+
+
+def test_a_no_holds_where_the_policy_would_ask_no_more(place: Place) -> None:
+    person = Person((False, "no"), None)
+    run, _ = place.begin([[WRITE, OTHER], "ok"], policy=ASKS, approver=person)
+    events = place.work(place.agent([[WRITE, OTHER], "ok"], policy=YES), run)
+    assert told(events) == [("refused", "no"), ("ok", "wrote b.txt")]
+    assert place.file("a.txt") is None
 
 
 def test_only_what_was_asked_can_be_decided(place: Place) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qafila.agent.config import Config, read_config
+from qafila.agent.events import Prices
 from qafila.errors import FormatError
 
 
@@ -27,6 +28,9 @@ user = "salma"
 password_env = "CALDAV_PASSWORD"
 [schedules]
 quiet = "22:00-07:00"
+[prices]
+read = 0.1
+generated = 4
 [mcp.files]
 command = ["my-mcp-server", "--root", "."]
 env = ["HOME"]
@@ -36,7 +40,9 @@ effects = { read = "read" }
     assert str(config.zone) == "Africa/Cairo"
     assert config.web.allow == ("example.org", "*.example.org")
     assert config.mcp["files"].effects == {"read": "read"}
+    assert config.token_prices == Prices(read=0.1, cached=0.1, generated=4)
     assert read_config(written(tmp_path, "")) == Config()
+    assert Config().token_prices == Prices()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,11 @@ effects = { read = "read" }
             "mcp.x: effects: what a server writes cannot be taken back",
         ),
         ("[mcp.'Ünname']\ncommand = ['a']", "mcp.Ünname"),
+        ("[prices]\nread = 1", "prices.generated: is missing"),
+        ("[prices]\nread = '1'\ngenerated = 1", "prices.read: is no number"),
+        ("[prices]\nread = inf\ngenerated = 1", "prices.read: "),
+        ("[prices]\nread = -1\ngenerated = 1", "prices.read: "),
+        ("[prices]\nread = 0\ngenerated = 0", "prices: all are 0; leave the table out where nothing costs"),
         ("a = [", "is no TOML"),
     ],
 )

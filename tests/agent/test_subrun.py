@@ -170,8 +170,7 @@ def test_the_words_of_a_helpers_goal_are_not_the_users(place: Place) -> None:
     events = place.work(agent, run)
     assert ended(events).reason == "waiting"
     assert "path: not from your words" in ended(events).detail
-    asked = waiting(place.journal, run)
-    assert asked is not None
+    (asked,) = waiting(place.journal, run)
     no = {asked.answer_to(run): Decided(call=asked.intent.call, allowed=False, by="api")}
     assert ended(place.work(agent, run, decisions=no)).answer == "done"
     assert (place.file("evil.txt"), place.file("good.txt")) == (None, "x\n")
@@ -194,8 +193,7 @@ def test_a_run_waits_for_its_helper_and_goes_on_with_a_word_about_it(place: Plac
     run = agent.begin("do it")
     events = place.work(agent, run)
     assert kinds(events) == ["answered", "intended", "ended"]
-    asked = waiting(place.journal, run)
-    assert asked is not None
+    (asked,) = waiting(place.journal, run)
     assert asked.run in ended(events).detail
     assert (asked.intent.name, asked.answer_to(asked.run)) == ("write_file", "0.0")
     for wrong in ("0.0", "9.9", "nothing"):
@@ -208,7 +206,7 @@ def test_a_run_waits_for_its_helper_and_goes_on_with_a_word_about_it(place: Plac
     assert told(events) == [("ok", "s"), ("ok", "2")]
     assert place.file("a") == "x\n"
     assert len(place.journal.runs()) == 3
-    assert waiting(place.journal, run) is None
+    assert waiting(place.journal, run) == ()
     # With a person's word it is the same budget.
     assert place.state(run).budget.steps == 12
 

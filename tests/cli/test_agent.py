@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from scripted_agent import Answer, ScriptedAgent
 
-from qafila.agent.events import Intended
+from qafila.agent.events import Asked, Intended
 from qafila.agent.journal import Journal
-from qafila.cli.agent_setup import ask_at_terminal
+from qafila.cli.agent_question import ask_at_terminal
 from qafila.cli.main import main
 
 WRITE: Answer = [("write_file", {"path": "a.txt", "text": "new"})]
@@ -150,6 +150,17 @@ def test_a_run_has_a_budget_of_cost_and_again_where_it_is_resumed(shell: Shell) 
     assert json.loads(shell("show", "last", "--json")[0])["usage"]["cost"] == pytest.approx(104e-6)
 
 
+def test_prices_may_stand_in_the_settings(shell: Shell, tmp_path: Path) -> None:
+    settings = tmp_path / "agent.toml"
+    settings.write_text("[prices]\nread = 10\ngenerated = 20\ncached = 1\n", encoding="utf-8")
+    given = ("--config", str(settings), "--steps", "1", "--cost", "1")
+    shell.script([[("calculate", {"expression": "1+1"})]])
+    shell("go", *given, status=1)
+    assert json.loads(shell("show", "last", "--json")[0])["usage"]["cost"] == pytest.approx(104e-6)
+    shell("go", *given, *PRICES, status=1)  # what the command line says is all that counts
+    assert json.loads(shell("show", "last", "--json")[0])["usage"]["cost"] == pytest.approx(140e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -183,12 +194,9 @@ def test_a_helper_waits_is_shown_approved_and_counted(shell: Shell) -> None:
     assert "+new" in shown
     assert f"part of run {whole['id']}, call 0.0" in shell("show", part["id"])[0]
     told = json.loads(shell("show", whole["id"], "--json")[0])
-    assert (told["parts"], told["waits_for"]["run"], told["waits_for"]["name"]) == (
-        [part["id"]],
-        part["id"],
-        "write_file",
-    )
-    assert told["waits_for"]["edits"][0]["path"] == "a.txt"
+    (waits,) = told["waits_for"]
+    assert (told["parts"], waits["run"], waits["name"]) == ([part["id"]], part["id"], "write_file")
+    assert waits["edits"][0]["path"] == "a.txt"
     assert "go on with that one" in shell("resume", part["id"], status=2)[1]
     assert f"is a part of run {whole['id']}; approve that one" in shell("approve", part["id"], status=2)[1]
     _, err = shell("approve", whole["id"])
@@ -210,6 +218,55 @@ def test_files_are_changed_in_the_workspace_where_yes_is_said(shell: Shell, tmp_
     assert (folder / "a.txt").read_text() == "new\n"
     assert shell.file("a.txt") is None
     assert "created a.txt" in err
+
+
+THREE: Answer = [("write_file", {"path": f"{name}.txt", "text": name}) for name in ("a", "ب", "c")]
+
+
+def test_several_calls_are_approved_together_or_by_their_numbers(shell: Shell) -> None:
+    shell.script([THREE, "done"])
+    _, err = shell("go", "--tools", "write_file")
+    assert "stopped: waiting (write_file: calls with the effect write are asked about (and 2 more))" in err
+    shown, _ = shell("show", "last")
+    for number, name in enumerate(("a", "ب", "c"), 1):
+        assert f'waits for a word on {number} of 3:\nwrite_file(path="{name}.txt", text="{name}")' in shown
+    assert "waits for a word on 3; see `show" in shell.error("approve", "last", "--only", "4")
+    _, err = shell("approve", "last", "--only", "2", "--deny")
+    assert ("ب.txt" in err, "a.txt" in err.split("not allowed")[0]) == (True, False)
+    assert shell.file("a.txt") is None
+    waits = json.loads(shell("show", "last", "--json")[0])["waits_for"]
+    assert [one["call"] for one in waits] == ["0.0", "0.2"]
+    out, _ = shell("approve", "last")
+    assert out == "done\n"
+    assert [shell.file(f"{name}.txt") for name in ("a", "ب", "c")] == ["a\n", None, "c\n"]
+
+
+class Typed(io.StringIO):
+    """A terminal at which somebody has typed these lines."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("typed", "files", "status"),
+    [
+        ("y\n", "a ب c", "done"), ("what?\nنعم\n", "a ب c", "done"), ("n\n", "", "done"), ("l\n", "", "waiting"),
+        ("", "", "waiting"), ("o\ny\nn\nنعم\n", "a c", "done"), ("o\ny\nlater\nn\n", "", "waiting"),
+        ("o\no\ny\ny\ny\n", "a ب c", "done"),
+    ],
+)  # fmt: skip
+def test_who_sits_at_the_terminal_is_asked_once(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, typed: str, files: str, status: str
+) -> None:
+    shell.script([THREE, "done"])
+    monkeypatch.setattr("sys.stdin", Typed(typed))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    _, err = shell("go", "--tools", "write_file")
+    assert err.count("carry out all of them? [y]es, [n]o, [o]ne by one, [l]ater: ") == 1 + ("what" in typed)
+    assert '2 of 3: write_file(path="ب.txt", text="ب")' in err
+    assert [name for name in ("a", "ب", "c") if shell.file(f"{name}.txt")] == files.split()
+    assert shell.runs()[0]["status"] == status
 
 
 def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
@@ -269,11 +326,11 @@ def test_a_person_who_is_asked_can_see_all_of_it_first(
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
     address = "https://example.org/" + ("a" * 5000 if long else "a" * 500) + "/end"
     intent = Intended(call="0.0", name="send", arguments={"to": address}, effect="irrevocable", key="k")
-    assert asyncio.run(ask_at_terminal(intent, "why\x1b[2J")) == (True, "")
+    assert asyncio.run(ask_at_terminal([Asked(intent=intent, why="why\x1b[2J")])) == [(True, "")]
     err = capsys.readouterr().err
     # Where nothing but the call says what it does, no value of it is cut.
     assert err.count("/end") == 1
-    assert ("[a]ll of it" in err) == long
+    assert ("[a]ll of what is cut" in err) == long
     assert "\x1b" not in err
 
 

@@ -54,7 +54,7 @@ def test_runs_are_their_owners(place, keys):
         for path in ("", "/events", "/explain/1"):
             assert "سر" not in str(omar.get(f"{RUNS}/{run}{path}", status=404))
         for path, body in (
-            ("decide", {"call": "0.0", "allowed": True}), ("say", {"text": "x"}), ("stop", {}), ("resume", {}),
+            ("decide", {"calls": ["0.0"], "allowed": True}), ("say", {"text": "x"}), ("stop", {}), ("resume", {}),
             ("undo", {}), ("fork", {"event": 0}),
         ):  # fmt: skip
             omar.post(f"{RUNS}/{run}/{path}", body, status=404)
@@ -143,7 +143,7 @@ def test_what_was_stopped_or_waits_does_not_go_on_by_itself(place):
         ask.watch(run)
     with place.serve([WRITES[0]], free=False) as ask:
         assert ask.run(run)["state"] == "waiting"
-        ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": True})
+        ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": True})
         assert ask.watch(run)[-1][1]["state"] == "done"
 
 

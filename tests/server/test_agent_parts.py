@@ -48,8 +48,8 @@ def test_what_a_helper_asks_for_is_decided_on_its_run(place, allowed):
         assert ask.run(run)["state"] == "waiting"
         assert [one["call"] for one in ask.run(run)["pending"]] == [waits["call"]]
         assert [one["id"] for one in ask.get(RUNS)["data"]] == [run]  # a part is no run of its own
-        assert ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": True}, status=409)
-        ask.post(f"{RUNS}/{run}/decide", {"call": waits["call"], "allowed": allowed})
+        assert ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": True}, status=409)
+        ask.post(f"{RUNS}/{run}/decide", {"calls": [waits["call"]], "allowed": allowed})
     with place.serve(team, free=False) as ask:  # the word is kept, whatever happens to the server
         ask.watch(run)
         assert ask.run(run)["answer"] == "all done"
@@ -77,4 +77,4 @@ def test_each_run_has_mcp_servers_of_its_own_that_end_with_it(place, tmp_path, m
         for _ in range(2):
             events = ask.watch(ask.begin(tools=["peer_say"]))
             (observed,) = [data["event"]["observation"] for kind, data in events if kind == "observed"]
-            assert observed == {"status": "ok", "text": "أهلًا", "whole": None}
+            assert observed == {"status": "ok", "text": "أهلًا", "whole": None, "coded": None}

@@ -8,10 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from agent_server import RUNS, AgentServer, Asking, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_agent import ScriptedAgent
 
+from qafila.agent.config import Config
+from qafila.agent.events import Steered
 from qafila.server.traces import Tracer
 
 READ = [("read_file", {"path": "قافلة.txt"})]
@@ -100,6 +103,31 @@ def test_watchers_see_the_same_and_come_and_go(place):
         assert listed["data"] == [data for _, data in first[3:-1]]
 
 
+def test_calls_of_one_answer_wait_together(place):
+    names = ("أ.txt", "b.txt", "c.txt")
+    writes = [("write_file", {"path": name, "text": "x"}) for name in names]
+    with place.serve([writes, "done"], free=False) as ask:
+        run = ask.begin("write them")
+        assert [kind for kind, _ in ask.watch(run)] == ["began", "answered", *["asked"] * 3, "ended", "end"]
+        calls = [one["call"] for one in ask.run(run)["pending"]]
+        assert calls == ["0.0", "0.1", "0.2"]
+        assert [(one["run"], one["call"]) for one in ask.get("/v1/agent/approvals")["data"]] == [
+            (run, c) for c in calls
+        ]
+        some = ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.1"], "allowed": False, "reason": "not b"})
+        assert (some["state"], [one["call"] for one in some["pending"]]) == ("waiting", ["0.0", "0.2"])
+        for wrong in (["0.1"], ["0.0", "0.1"], ["0.0", "9.9"]):
+            error = ask.post(f"{RUNS}/{run}/decide", {"calls": wrong, "allowed": True}, status=409)["error"]
+            assert error["message"] == f"call {wrong[-1]!r} of run {run} waits for nobody's word"
+        for wrong in ([], ["0.0"] * 65, "0.0", None):
+            assert ask.post(f"{RUNS}/{run}/decide", {"calls": wrong, "allowed": True}, status=400)
+        assert not any(map(place.file, names))
+        ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.2", "0.0"], "allowed": True})
+        kinds = [kind for kind, _ in ask.watch(run, after=5)]
+        assert kinds[:4] == ["decided", "resumed", "decided", "decided"]
+        assert [place.file(name) for name in names] == ["x\n", None, "x\n"]
+
+
 def test_what_writes_waits_for_a_word_and_happens_once(place):
     with place.serve([WRITE, "done"], free=False) as ask:
         run = ask.begin("write تقرير.txt")
@@ -119,11 +147,11 @@ def test_what_writes_waits_for_a_word_and_happens_once(place):
         assert place.file("تقرير.txt") is None
         (event,) = [data["event"] for kind, data in ask.watch(run) if kind == "asked"]
         assert set(event["intent"]["edits"][0]) == {"path", "diff"}
-        wrong = ask.post(f"{RUNS}/{run}/decide", {"call": "9.9", "allowed": True}, status=409)["error"]
+        wrong = ask.post(f"{RUNS}/{run}/decide", {"calls": ["9.9"], "allowed": True}, status=409)["error"]
         assert wrong["message"] == f"call '9.9' of run {run} waits for nobody's word"
 
         def decide(_: int) -> int:
-            body = {"call": "0.0", "allowed": True}
+            body = {"calls": ["0.0"], "allowed": True}
             return httpx.post(f"{ask.url}{RUNS}/{run}/decide", json=body, timeout=30).status_code
 
         with ThreadPoolExecutor(6) as pool:
@@ -144,7 +172,7 @@ def test_a_no_with_a_reason(place):
     with place.serve([WRITE, "as you like"], free=False) as ask:
         run = ask.begin()
         ask.watch(run)
-        ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": False, "reason": "ليس الآن"})
+        ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": False, "reason": "ليس الآن"})
         events = ask.watch(run, after=3)
         (observed,) = [data["event"]["observation"] for kind, data in events if kind == "observed"]
         assert (observed["status"], observed["text"]) == ("refused", "ليس الآن")
@@ -158,7 +186,7 @@ def test_a_decision_the_moment_it_is_asked(place):
         run = ask.begin()
         with ask.stream("GET", f"{RUNS}/{run}/events") as told:
             assert any(kind == "asked" for kind, _, _ in told)
-            ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": True})
+            ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": True})
         assert ask.until(run, "done")["answer"] == "done"
 
 
@@ -168,19 +196,19 @@ def test_another_process_works_on_it(place):
         ask.watch(run)
         journal = place.journal()
         with journal.hold(run):
-            for path, body in (("decide", {"call": "0.0", "allowed": True}), ("resume", {}), ("undo", {})):
+            for path, body in (("decide", {"calls": ["0.0"], "allowed": True}), ("resume", {}), ("undo", {})):
                 error = ask.post(f"{RUNS}/{run}/{path}", body, status=409)["error"]
                 assert "is being worked on by another process" in error["message"]
             ask.post(f"{RUNS}/{run}/say", {"text": "قل شيئًا"})
             ask.post(f"{RUNS}/{run}/stop")
         assert [(kind, text) for _, kind, text in journal.wishes(run)] == [
             ("steer", "قل شيئًا"),
-            ("cancel", "stopped by the user"),
+            ("cancel", ""),
         ]
         journal.close()
         # Nothing of it went on, and what was said is read when it does.
         assert ask.run(run)["state"] == "waiting"
-        ask.post(f"{RUNS}/{run}/decide", {"call": "0.0", "allowed": True})
+        ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.0"], "allowed": True})
         assert "قل شيئًا" in str(ask.watch(run, after=3))
         assert place.file("تقرير.txt") is not None
 
@@ -236,6 +264,66 @@ def test_pages_of_runs(place):
         assert ask.get(f"{RUNS}?after=nonsense", status=400)["error"]["param"] == "after"
 
 
+@pytest.fixture
+def statements():
+    """What databases are asked from now on."""
+    asked: list[str] = []
+
+    def note(_connection, _cursor, statement, *_):
+        if "agent_inbox" not in statement:  # a run that is worked on looks there all the time
+            asked.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield asked
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def test_a_list_of_runs_reads_no_events(place, statements):
+    hold = asyncio.Event()
+    script = ScriptedAgent([READ, WRITE, "fine"])
+    with place.serve(script, free=False) as ask:
+        done, waiting = ask.begin("اقرأ", budget={"steps": 1}), ask.begin("اكتب")
+        for run in (done, waiting):
+            ask.watch(run)
+        script.hold = hold
+        working = ask.begin("اعمل")
+        eventually(lambda: len(script.asked) == 4)
+        journal = place.journal()
+        began = journal.events(done)[0].event
+        journal.begin(began, "a" * 12)  # its process was killed
+        for number in range(1, 200):
+            journal.add("a" * 12, number, Steered(text="أسرع"))
+        journal.close()
+        del statements[:]
+        rows = ask.get(RUNS)["data"]
+        asked = list(statements)
+        found = [(one["state"], one["reason"], one["events"]) for one in rows]
+        assert found == [
+            ("stopped", None, 200),
+            ("running", None, 1),
+            ("waiting", "waiting", 6),
+            ("stopped", "steps", 4),
+        ]
+        assert [one["id"] for one in rows] == ["a" * 12, working, waiting, done]
+        for row in rows:
+            whole = ask.run(row["id"])
+            assert row == {name: whole[name] for name in row}
+        # One question for all, and whether the one without an end is worked on; never what happened in them.
+        assert not any("body" in statement for statement in asked)
+        assert len([statement for statement in asked if "agent_events" in statement]) == 1
+        counts = []
+        for more in (0, 5):
+            for _ in range(more):
+                ended = ask.post(f"{RUNS}/{done}/fork", {"event": 3})["id"]
+                assert ask.run(ended)["reason"] == "steps"
+            del statements[:]
+            ask.get(RUNS)
+            counts.append(len(statements))
+        assert counts[0] == counts[1]
+        hold.set()
+        ask.until(working, "waiting")
+
+
 def test_no_more_at_once_than_the_operator_wants(place):
     hold = asyncio.Event()
     client = ScriptedAgent([], hold=hold)
@@ -261,6 +349,21 @@ def test_no_more_in_all_than_there_is_room_for(place, monkeypatch):
         eventually(lambda: httpx.post(ask.url + RUNS, json={"goal": "x"}).status_code == 201)
 
 
+def test_a_budget_of_cost_where_there_are_prices(place):
+    script = [[("calculate", {"expression": f"{number} + 1"})] for number in range(9)]
+    prices = {"read": 10, "cached": 5, "generated": 20}
+    with place.serve(script, config=Config.model_validate({"prices": prices})) as ask:
+        # Each answer: 6 tokens read for 10, 4 out of the cache for 5, 2 written for 20, of a million.
+        run = ask.begin(budget={"cost": 0.0002})
+        found = ask.watch(run)[-1][1]
+        assert (found["reason"], found["steps"]) == ("cost", 2)
+        assert found["cost"] == pytest.approx(2 * 0.00012)
+        assert found["detail"] == "the budget of 0.0002 cost is used up"
+        ask.post(f"{RUNS}/{run}/resume")  # as much again
+        assert ask.watch(run)[-1][1]["steps"] == 4
+        assert ask.watch(ask.begin(budget={"cost": None, "steps": 1}))[-1][1]["reason"] == "steps"
+
+
 def test_a_model_that_fails(place):
     from qafila.errors import ChatError
 
@@ -284,7 +387,7 @@ def test_what_is_counted(place):
         assert found["qafila_agent_steps_total"] == 1
         assert found["qafila_agent_waiting"] == 1
         (approval,) = ask.get("/v1/agent/approvals")["data"]
-        ask.post(f"{RUNS}/{approval['run']}/decide", {"call": approval["call"], "allowed": True})
+        ask.post(f"{RUNS}/{approval['run']}/decide", {"calls": [approval["call"]], "allowed": True})
         ask.watch(approval["run"])
         assert samples()["qafila_agent_waiting"] == 0
 
@@ -314,7 +417,9 @@ def test_each_step_is_a_span(place):
         ({"goal": "x", "budget": {"steps": 0}}, "budget.steps", "greater than or equal to 1"),
         ({"goal": "x", "budget": {"tokens": 0}}, "budget.tokens", "greater than or equal to 1"),
         ({"goal": "x", "budget": {"seconds": 0}}, "budget.seconds", "greater than 0"),
-        ({"goal": "x", "budget": {"cost": 1}}, "budget", "this server has no prices"),
+        ({"goal": "x", "budget": {"cost": 1}}, "budget.cost", "budget.cost: this server knows no prices ("),
+        ({"goal": "x", "budget": {"cost": 0}}, "budget.cost", "budget.cost: Input should be greater than 0"),
+        ({"goal": "x", "budget": {"cost": "1"}}, "budget.cost", "budget.cost: Input should be a valid number"),
         ({"goal": "x", "budget": {"hours": 1}}, "budget.hours", "unknown option"),
         ({"goal": "x", "tools": ["اقرأ_ملف"]}, "tools", "there is no tool 'اقرأ_ملف' here"),
         ({"goal": "x", "model": "gpt-9"}, "model", "not served here"),
@@ -354,7 +459,7 @@ def test_wrong_ids_paths_and_cursors(one_server):
 
 
 BODIES: dict[str, Any] = {
-    "decide": {"call": "0.0", "allowed": True},
+    "decide": {"calls": ["0.0"], "allowed": True},
     "say": {"text": "hi"},
     "stop": None,
     "resume": None,

@@ -7,9 +7,12 @@ import json
 import re
 import shutil
 from pathlib import Path
+from string import Formatter
 from types import ModuleType
 
 import pytest
+
+from qafila.agent.reasons import ENGLISH
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "src" / "qafila" / "server" / "pages"
@@ -84,6 +87,19 @@ def test_both_languages_have_the_same_strings() -> None:
         keys[language] = re.findall(r"^  ([a-zA-Z]+):", text, re.MULTILINE)
         assert len(keys[language]) == len(set(keys[language])), f"a string is given twice in {language}"
     assert set(keys["en"]) == set(keys["ar"])
+
+
+def test_every_reason_is_told_in_arabic() -> None:
+    """An Arabic text may leave out a value, but names none that the English words do not have."""
+    text = (PAGES / "js" / "strings_ar.js").read_text(encoding="utf-8")
+    table = re.search(r"^  reasons: \{\n(.*?)^  \},", text, re.MULTILINE | re.DOTALL)
+    assert table is not None
+    told = dict(re.findall(r"^    (\w+): \"(.*)\",$", table[1], re.MULTILINE))
+    assert set(told) == set(ENGLISH)
+    for code, words in told.items():
+        names = {name for _, name, _, _ in Formatter().parse(ENGLISH[code]) if name}
+        assert set(re.findall(r"\{(\w+)\}", words)) <= names, code
+        assert not re.search("[a-zA-Z]", re.sub(r"\{\w+\}", "", words)), code
 
 
 def test_every_string_asked_for_exists_and_every_string_is_used() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from qafila.agent.choose import Chooser, candidates, decided
 from qafila.agent.events import Answered, Candidate, Choosing, Decision, Spent, spent_by
 from qafila.agent.observation import whole_letters
+from qafila.agent.reasons import Reason
 from qafila.agent.state import State
 from qafila.agent.tool import Options
 from qafila.chat.client import (
@@ -34,7 +35,11 @@ _MOST_NESTED = 64
 
 
 class UnsureError(Exception):
-    """The model knows too little of what to do next: a person is to take over."""
+    """The model knows too little of what to do next: a person is to take over; ``reason``: the same, in words."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ async def ask_model(
         name = decided(odds, began.thresholds.call)
         sure = max(one.probability for one in found)
         if sure < began.thresholds.hand_over:
-            raise UnsureError(f"the likeliest next thing has a probability of {sure:.2f}, and a person is to take over")
+            raise UnsureError(Reason("unsure", probability=round(sure, 2)))
         request = replace(
             request,
             tool_mode="required" if name else "auto",

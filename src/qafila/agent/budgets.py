@@ -6,28 +6,29 @@ import math
 from collections.abc import Sequence
 
 from qafila.agent.events import Budget, Ending
+from qafila.agent.reasons import Code, Reason
 from qafila.agent.state import State
 from qafila.agent.tool import ToolError
 
 
-def used_up(state: State, seconds: float) -> tuple[Ending, str] | None:
+def used_up(state: State, seconds: float) -> tuple[Ending, Reason] | None:
     """Which part of a run's budget is used up, and that in words; None where it may go on.
 
     Args:
         state: of the run. seconds: that it has worked, up to now.
     """
     budget = state.budget
-    used: Sequence[tuple[Ending, float, float | None]] = (
-        ("tokens", state.tokens, budget.tokens),
-        ("seconds", seconds, budget.seconds),
-        ("cost", state.cost, budget.cost),
+    used: Sequence[tuple[Ending, Code, float, float | None]] = (
+        ("tokens", "tokens_used", state.tokens, budget.tokens),
+        ("seconds", "seconds_used", seconds, budget.seconds),
+        ("cost", "cost_used", state.cost, budget.cost),
     )
-    for name, spent, most in used:
+    for name, code, spent, most in used:
         if most is not None and spent >= most:
-            return name, f"the budget of {most:g} {name} is used up"
+            return name, Reason(code, most=most)
     # Calls of the last answer that the steps allow are still carried out.
     if budget.steps is not None and state.steps + state.delegated >= budget.steps and not state.pending:
-        return "steps", f"the budget of {budget.steps} steps is used up"
+        return "steps", Reason("steps_used", most=budget.steps)
     return None
 
 
@@ -58,12 +59,12 @@ def share(above: State, seconds: float, steps: int) -> Budget:
     if steps < 0:
         raise ToolError("steps: at least 1")
     if left is not None and left < 1:
-        raise ToolError("too few steps are left for a helper; go on without one")
+        raise ToolError(Reason("too_few_steps"))
     tokens = None if budget.tokens is None else budget.tokens - above.tokens
     time = None if budget.seconds is None else budget.seconds - seconds
     cost = None if budget.cost is None else budget.cost - above.cost
     for name, rest in (("tokens", tokens), ("seconds", time), ("cost", cost)):
         if rest is not None and rest <= 0:
-            raise ToolError(f"the budget of {name} is used up; no helper can be paid")
+            raise ToolError(Reason("no_pay", budget=name))
     most = Budget().steps if left is None else min(steps or math.ceil(left / 2), left)
     return Budget(steps=steps or most if left is None else most, tokens=tokens, seconds=time, cost=cost)

@@ -13,6 +13,7 @@ from typing import Any
 from qafila.agent.edits import Edit, State, alone, apply, states, sweep
 from qafila.agent.events import Intended
 from qafila.agent.observation import Observation, observation
+from qafila.agent.reasons import Reason
 from qafila.agent.result import Paused, Result
 from qafila.agent.tool import ArgumentsError, Draft, LostCallError, Surroundings, Tool, ToolError
 from qafila.errors import QafilaError, SandboxError, StorageError
@@ -42,13 +43,15 @@ async def outcome(
         raise  # the disk is full or the database away: the run pauses, and the call is made again later
     except Exception as error:
         if limit.expired():
-            return observation(f"{tool.name} took longer than {tool.seconds:g} seconds and was stopped", "timeout")
+            return observation(Reason("took_too_long", tool=tool.name, seconds=tool.seconds), "timeout")
         return observation(_said(error), "unknown" if isinstance(error, LostCallError) else "error")
     return value if isinstance(value, Draft | Paused | Result) else observation(value)
 
 
 def _said(error: Exception) -> str:
     """What the model is told of an error: words meant for it as they are, others with their sort."""
+    if isinstance(error, ToolError) and error.args and isinstance(error.args[0], Reason):
+        return error.args[0]
     name = type(error).__name__
     try:
         return str(error) if isinstance(error, ToolError | QafilaError) else f"{name}: {error}"
@@ -134,13 +137,10 @@ def _in_state(wanted: State, workspace: Path, edits: Sequence[Edit]) -> list[Edi
 def after_crash(intent: Intended, surroundings: Surroundings) -> Observation | None:
     """What is known of a call that was under way when its process ended; None where it is to be carried on."""
     if not intent.edits:
-        return observation(
-            f"{intent.name} was interrupted, and nobody knows whether it was done; it is not done again by itself",
-            "unknown",
-        )
+        return observation(Reason("interrupted", tool=intent.name), "unknown")
     with alone(surroundings.workspace):
         sweep(surroundings.workspace, intent.edits)
         found = states(surroundings.workspace, intent.edits)
     if "other" in found:
-        return observation("interrupted, and the files were changed by somebody else meanwhile", "unknown")
+        return observation(Reason("interrupted_changed"), "unknown")
     return None

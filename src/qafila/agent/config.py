@@ -1,4 +1,4 @@
-"""The agent's settings file, `agent.toml`: what its tools may reach, when it works by itself, how it tells the time.
+"""The agent's settings file, `agent.toml`: what its tools may reach, when it works by itself, what its tokens cost.
 
 timezone = "Africa/Cairo"            # default: this machine's
 
@@ -13,6 +13,11 @@ password_env = "CALDAV_PASSWORD"     # the variable that holds the password
 
 [schedules]
 quiet = "22:00-07:00"                # nothing begins by itself in these hours
+
+[prices]                             # of a million tokens each, in any currency; budgets of cost go by them
+read = 0.10
+generated = 0.40
+cached = 0.02                        # of those that were read before; without it, as those read
 
 [mcp.files]                          # a server of tools, called `files`
 command = ["my-mcp-server", "--root", "."]   # or: url = "http://127.0.0.1:9000/mcp"
@@ -31,6 +36,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qafila.agent.events import Prices
 from qafila.agent.tool import Effect
 from qafila.errors import FormatError
 
@@ -41,6 +47,8 @@ _WORDS = {
     "string_type": "is no text; write it in quotes",
     "dict_type": "is no table",
     "model_type": "is no table",
+    "float_type": "is no number; write one as 0.4",
+    "missing": "is missing",
 }
 
 
@@ -83,6 +91,23 @@ class Schedules(_Section):
     quiet: Annotated[str, AfterValidator(_hours)] | None = None
 
 
+_Price = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+
+class TokenPrices(_Section):
+    """Cost of a million tokens, in any currency; ``cached``: of those read before, None for as much as the others."""
+
+    read: _Price
+    generated: _Price
+    cached: _Price | None = None
+
+    @model_validator(mode="after")
+    def _something_costs(self) -> TokenPrices:
+        if not (self.read or self.generated or self.cached):
+            raise ValueError("all are 0; leave the table out where nothing costs")
+        return self
+
+
 class Server(_Section):
     """An MCP server: a ``command`` that speaks on standard input and output, or a ``url``.
 
@@ -115,12 +140,21 @@ class Config(_Section):
     web: Web = Web()
     calendar: Calendar = Calendar()
     schedules: Schedules = Schedules()
+    prices: TokenPrices | None = None
     mcp: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")], Server] = {}
 
     @property
     def zone(self) -> tzinfo | None:
         """The user's time zone; None for this machine's."""
         return zoneinfo.ZoneInfo(self.timezone) if self.timezone is not None else None
+
+    @property
+    def token_prices(self) -> Prices:
+        """What tokens cost; nothing where no prices are set."""
+        if self.prices is None:
+            return Prices()
+        cached = self.prices.read if self.prices.cached is None else self.prices.cached
+        return Prices(read=self.prices.read, cached=cached, generated=self.prices.generated)
 
 
 def read_config(path: Path) -> Config:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from qafila.agent.calibration import Calibration
 from qafila.agent.edits import Edit
 from qafila.agent.observation import Observation
+from qafila.agent.reasons import Coded
 from qafila.agent.tool import Options
 from qafila.chat.client import Usage
 
@@ -190,12 +191,35 @@ class Intended(_Event):
     told: str | None = None
 
 
+class Source(_Event):
+    """Where a value of a call that is not the user's comes from.
+
+    Attributes:
+        argument: the parameter. value: what stands there, or in it.
+        told_by: the call whose result held it first, on one line; "" where the run began with it; None where nothing
+            that the model was told holds it: it is the model's own, or put together.
+        quote: the value with the words around it.
+    """
+
+    argument: str
+    value: str
+    told_by: str | None = None
+    quote: str = ""
+
+
 class Asked(_Event):
-    """A person has to say whether a call may be carried out; nothing of it has happened. ``why``: which rule asks."""
+    """A person has to say whether a call may be carried out; nothing of it has happened.
+
+    Attributes:
+        why: which rule asks. coded: what that was made of, where it is a reason of ours.
+        sources: where values come from that the call acts on and that are not the user's.
+    """
 
     kind: Literal["asked"] = "asked"
     intent: Intended
     why: str
+    coded: Coded | None = None
+    sources: tuple[Source, ...] = ()
 
 
 class Decided(_Event):
@@ -253,7 +277,7 @@ class Ended(_Event):
         reason: ``done``, ``waiting`` (for a person's word), which part of the budget was used up, ``circle`` (the same
             call came to the same again and again), ``cancelled``, ``handed over`` (the model is too
             unsure), ``failed``.
-        answer: the model's last words. detail: more about the reason.
+        answer: the model's last words. detail: more about the reason. coded: what that was made of, if it is ours.
         seconds: by the clock, since the run began or was resumed.
     """
 
@@ -261,6 +285,7 @@ class Ended(_Event):
     reason: Ending
     answer: str = ""
     detail: str = ""
+    coded: Coded | None = None
     seconds: float = 0.0
 
 

@@ -2,8 +2,8 @@
 
 For each part (the standing words, the goal, a line of a tool's result, something said meanwhile) the very answer that
 was given is scored again without it. What makes the answer less likely when it is gone is what caused it, and the
-calibrated odds without it say what would have been done instead: leave-one-out occlusion (Zeiler and Fergus 2014,
-section 4.2), here of exact log-probabilities.
+calibrated odds without it, of the tools that could be called then, say what would have been done instead: leave-one-out
+occlusion (Zeiler and Fergus 2014, section 4.2), here of exact log-probabilities.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 from qafila.agent.choose import Chooser, candidates, decided
 from qafila.agent.events import Answered, Candidate
+from qafila.agent.finding import found_in
 from qafila.agent.journal import Recorded
 from qafila.agent.state import State
+from qafila.agent.tool import FIND
 from qafila.chat.client import ChatClient, ChatRequest
 from qafila.errors import AgentError
 from qafila.text.messages import Message, ToolSchema
@@ -102,7 +104,8 @@ async def explain(client: ChatClient, recorded: Sequence[Recorded], number: int)
     state = State.of(recorded[:number])
     tools = tuple(ToolSchema.from_dict(tool) for tool in state.began.tools)
     chooser = Chooser(state.began.calibration)
-    allowed = frozenset(tool.name for tool in (*tools, *state.untold)) - frozenset(event.options.barred)
+    barred = frozenset(event.options.barred)
+    allowed = frozenset(tool.name for tool in (*tools, *state.untold)) - barred
     chosen = event.decision.choosing == "likelihood" and bool(allowed)
     whole = await _logprob(client, state.messages, tools, ids)
     done = (event.message.get("tool_calls") or [{"function": {"name": ""}}])[0]["function"]["name"]
@@ -111,12 +114,27 @@ async def explain(client: ChatClient, recorded: Sequence[Recorded], number: int)
     for part in parts(state.messages):
         change = whole - await _logprob(client, part.without, tools, ids)
         instead = None
-        if chosen:
-            odds = await chooser.odds(client, ChatRequest(part.without, tools, tool_names=allowed, untold=state.untold))
+        untold = _found_without(part, state)
+        allowed = frozenset(tool.name for tool in (*tools, *untold)) - barred
+        if chosen and allowed:
+            odds = await chooser.odds(client, ChatRequest(part.without, tools, tool_names=allowed, untold=untold))
             name = decided(odds, state.began.thresholds.call)
             if name != done:
                 instead = next(one for one in candidates(odds) if one.name == name)
+        elif chosen and done:  # nothing is left to be called
+            instead = Candidate(name="", probability=1.0)
         yield Cause(part, change, instead)
+
+
+def _found_without(part: Part, state: State) -> tuple[ToolSchema, ...]:
+    """The tools that were found, without those that nothing tells of any more when a part is left out."""
+
+    def told(messages: Sequence[Message]) -> set[str]:
+        results = (message.text for message in messages if message.name == FIND)
+        return set(found_in("\n".join(results), state.began.more))
+
+    gone = told(state.messages) - told(part.without)
+    return tuple(tool for tool in state.untold if tool.name not in gone)
 
 
 async def _logprob(

@@ -413,8 +413,9 @@ class Journal:
 
 def _lines() -> sa.Select[Any]:
     """What a `RunLine` holds, of every run."""
-    count = sa.select(sa.func.count()).where(_EVENTS.c.run == _RUNS.c.id).scalar_subquery()
-    return sa.select(_RUNS, count.label("events"))
+    # Numbers have no gaps, and the last one is found in the index without a walk through all of them.
+    last = sa.select(sa.func.max(_EVENTS.c.number)).where(_EVENTS.c.run == _RUNS.c.id).scalar_subquery()
+    return sa.select(_RUNS, sa.func.coalesce(last + 1, 0).label("events"))
 
 
 def _unknown(run: str) -> AgentError:

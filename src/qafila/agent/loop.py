@@ -28,7 +28,6 @@ from qafila.agent.events import (
     Ended,
     Ending,
     Event,
-    Intended,
     Parent,
     Prices,
     Resumed,
@@ -42,6 +41,7 @@ from qafila.agent.memory.told import Told, keep_episode, told
 from qafila.agent.observation import whole_letters
 from qafila.agent.policy import Policy
 from qafila.agent.provenance import Trusted
+from qafila.agent.reasons import Reason, coded
 from qafila.agent.result import Paused, Result
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
 from qafila.agent.scaffold import system_prompt
@@ -174,8 +174,11 @@ class Agent:
         )
         return self.journal.begin(began, run, owner=self._owner)
 
-    def go_on(self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None) -> None:
+    def go_on(self, run: str, *, say: str | None = None, decisions: Mapping[str, Decided] | None = None) -> bool:
         """Write down that a run is to go on, and what was said and decided; `work` then carries it on.
+
+        Returns:
+            Whether there is anything to carry on: a run that still waits for a word on other calls goes on later.
 
         Raises:
             AgentError, StorageError: as `work`.
@@ -184,6 +187,7 @@ class Agent:
             worker = self._worker(run)
             for event in worker.opening(say, decisions or {}):
                 worker.write(event)
+            return worker.state.ended is None
 
     def _worker(self, run: str) -> _Worker:
         state = State.of(self.journal.events(run))
@@ -243,7 +247,13 @@ class _Worker:
         if missing:
             raise AgentError(f"run {run} has the tool {missing[0]}, which is not among these; give it the same tools")
         self._calls = Calls(
-            self._callable, agent._policy, self._trusted, agent._approver, self._surroundings, self._waits
+            self._callable,
+            agent._policy,
+            self._trusted,
+            lambda: self.state.messages,
+            agent._approver,
+            self._surroundings,
+            self._waits,
         )
         told = tuple(schema.to_dict() for schema in self._toolbox.schemas)
         more = tuple(schema.to_dict() for schema in self._toolbox.untold)
@@ -258,9 +268,13 @@ class _Worker:
         return Recorded(number, time.time(), event)
 
     def opening(self, say: str | None, decisions: Mapping[str, Decided], budget: Budget | None = None) -> list[Event]:
-        """What comes before the first turn; ``budget``: of a sub-run, by what its run has left."""
+        """What comes before the first turn; ``budget``: of a sub-run, by what its run has left.
+
+        Where a word on some calls is still missing, the run stays as it is with the words there are.
+        """
         events: list[Event] = []
-        if self.state.ended is not None:
+        asked = {one.answer_to(self._run) for one in waiting(self._agent.journal, self._run)} if decisions else set()
+        if self.state.ended is not None and (say or not asked - decisions.keys()):
             events.append(Resumed(budget=budget or fresh(self.state)))
             for number, kind, _ in self._agent.journal.wishes(self._run):
                 if kind == "cancel":  # it meant the work that has ended
@@ -279,8 +293,9 @@ class _Worker:
     def _decided_in_part(self, key: str, decided: Decided) -> bool:
         """Write down what was said of a call that waits in a part of the run, if one with this key does."""
         journal = self._agent.journal
-        found = waiting(journal, self._run)
-        if found is None or found.run == self._run or found.intent.key != key:
+        parts = (one for one in waiting(journal, self._run) if one.run != self._run)
+        found = next((one for one in parts if one.intent.key == key), None)
+        if found is None:
             return False
         with journal.hold(found.run, patience=_PATIENCE):
             number = len(journal.events(found.run))
@@ -309,10 +324,10 @@ class _Worker:
         """What other processes and threads left in the inbox, and its number there."""
         events: list[tuple[Event, int | None]] = []
         if self._above is not None and self._above.cancelled:
-            return [(self._end("cancelled", detail="the run that it is a part of was stopped"), None)]
+            return [(self._end("cancelled", detail=Reason("stopped_above")), None)]
         for number, kind, text in self._agent.journal.wishes(self._run):
             if kind == "cancel":
-                events.append((self._end("cancelled", detail=text), number))
+                events.append((self._end("cancelled", detail=text or Reason("stopped")), number))
                 break
             events.append((Steered(text=text), number))
         return events
@@ -332,17 +347,20 @@ class _Worker:
         """Why the run is to stop before its next turn, if it is."""
         state = self.state
         if state.answer is not None:
-            cut = f"the answer was cut at {state.began.answer_tokens} tokens" if state.cut else ""
-            if cut and not state.answer.strip():
-                return self._end("failed", detail=f"a call was begun and not finished: {cut}")
-            return self._end("done", answer=state.answer, detail=cut)
+            tokens = state.began.answer_tokens
+            if state.cut and not state.answer.strip():
+                return self._end("failed", detail=Reason("call_cut", tokens=tokens))
+            return self._end(
+                "done", answer=state.answer, detail=Reason("answer_cut", tokens=tokens) if state.cut else ""
+            )
         if state.circling:
-            return self._end("circle", detail="the same call came to the same result again and again")
+            return self._end("circle", detail=Reason("circle"))
         used = used_up(state, self._seconds)
         return self._end(used[0], detail=used[1]) if used is not None else None
 
     def _end(self, reason: Ending, *, answer: str = "", detail: str = "") -> Ended:
-        return Ended(reason=reason, answer=answer, detail=detail, seconds=time.monotonic() - self._started)
+        seconds = time.monotonic() - self._started
+        return Ended(reason=reason, answer=answer, detail=detail, coded=coded(detail), seconds=seconds)
 
     def _trusted(self) -> Trusted:
         # A sub-run's goal was written by a model that may have read anything.
@@ -354,8 +372,8 @@ class _Worker:
         said = self.state.said
         return said if self._above is None else [*self._above._users_words(), *said[1:]]
 
-    def _waits(self, intent: Intended, why: str) -> Ended:
-        return self._end("waiting", detail=f"{intent.name}: {why}")
+    def _waits(self, why: str) -> Ended:
+        return self._end("waiting", detail=why)
 
     def _surroundings(self, call: str) -> Surroundings:
         return Surroundings(
@@ -430,7 +448,7 @@ class _Worker:
                     return None
             return await asking
         except UnsureError as error:
-            return self._end("handed over", detail=str(error))
+            return self._end("handed over", detail=error.reason)
         except StorageError:
             raise
         except QafilaError as error:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from qafila.agent.reasons import Coded, coded
+
 #: Characters that an observation shows of a longer text; the journal keeps `MOST_KEPT` of it.
 MOST_SHOWN = 2000
 MOST_KEPT = 1 << 20
@@ -26,6 +28,7 @@ class Observation(BaseModel):
         status: ``ok``; ``error``: the tool said why not; ``timeout``; ``refused``: it did not run; ``unknown``: it was
             interrupted, and nobody knows whether it was done.
         text: for the model. whole: all of it, where ``text`` leaves some out (itself cut at `MOST_KEPT`).
+        coded: what the text was made of, where it is a reason of ours.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +36,7 @@ class Observation(BaseModel):
     status: Status
     text: str
     whole: str | None = None
+    coded: Coded | None = None
 
     def told(self) -> str:
         """The text of the tool's message."""
@@ -49,7 +53,7 @@ def observation(value: Any, status: Status = "ok", *, most: int = MOST_SHOWN) ->
     text = _text(value)
     whole = _clean(text[:MOST_KEPT])
     if len(text) <= MOST_KEPT and len(whole) <= most:
-        return Observation(status=status, text=whole or "(nothing)")
+        return Observation(status=status, text=whole or "(nothing)", coded=coded(text))
     head = whole[: most * 2 // 3]
     # Of what is too long to be kept, the end is shown all the same: it says how it ended.
     end = whole if len(text) <= MOST_KEPT else _clean(text[-most:])

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from qafila.agent.edits import inside
 from qafila.agent.provenance import Trusted, declared_keys, untrusted
+from qafila.agent.reasons import Code, Reason
 from qafila.agent.tool import EFFECTS, Effect, Tool
 from qafila.errors import FormatError, SandboxError
 
@@ -39,6 +40,7 @@ DEFAULTS: Mapping[Effect, Verdict] = {
     "egress": "ask",
     "irrevocable": "ask",
 }
+_OF_EFFECTS: Mapping[Verdict, Code] = {"allow": "effect_allowed", "ask": "effect_asked", "deny": "effect_denied"}
 _KEYS = ("tool", "effect", "when", "from", "then", "why")
 #: Origins of tools whose names were chosen by their author on this machine, and not by a server.
 _OURS = ("built-in", "python")
@@ -153,20 +155,19 @@ class Policy:
         """
         rule = next((one for one in self.rules if one.fits(call)), None)
         if rule is not None:
-            verdict, why = rule.then, rule.why or f"{self.source}, line {rule.line}"
+            verdict, why = rule.then, rule.why or Reason("rule", source=self.source, line=rule.line)
         else:
             verdict = self.effects.get(call.effect, "deny")
-            words = {"allow": "are allowed", "ask": "are asked about", "deny": "are not allowed"}[verdict]
-            why = f"calls with the effect {call.effect} {words}"
+            why = Reason(_OF_EFFECTS[verdict], effect=call.effect)
         # Whoever is asked anyway has to know where the values come from before anything else.
         asked_anyway = verdict == "ask" and rule is None and call.read
         if (verdict != "allow" and not asked_anyway) or call.effect in ("pure", "read") or (rule and rule.untrusted):
             return verdict, why
         steered = sorted(call.untrusted & call.controls)
         if steered:
-            return "ask", f"{', '.join(steered)}: not from your words, but from something that was read"
+            return "ask", Reason("not_yours", arguments=tuple(steered))
         if not call.chosen:
-            return "ask", f"{call.tool}: your words do not ask for it, and something was read before it was chosen"
+            return "ask", Reason("not_asked_for", tool=call.tool)
         return verdict, why
 
     def judge_paths(self, call: Proposed, paths: Iterable[str]) -> tuple[Verdict, str]:

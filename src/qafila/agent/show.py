@@ -18,6 +18,7 @@ from qafila.agent.events import (
     Intended,
     Observed,
     Resumed,
+    Source,
     Steered,
     Undone,
 )
@@ -40,6 +41,14 @@ def _value(value: Any, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def source_line(source: Source) -> str:
+    """Where a value of a call comes from, on one line."""
+    if source.told_by is None:
+        return f"{source.argument}: {json.dumps(source.value, ensure_ascii=False)} stands in nothing that was read"
+    where = f"what {source.told_by} gave" if source.told_by else "what the run began with"
+    return f"{source.argument}: {json.dumps(source.value, ensure_ascii=False)} was read in {where}: “{source.quote}”"
+
+
 def lines(event: Event, step: int) -> list[str]:
     """What a person is shown of an event.
 
@@ -60,7 +69,7 @@ def lines(event: Event, step: int) -> list[str]:
             more = len(event.edits) - len(done)
             return [f"     {', '.join(done)}{f' and {more:,} more' if more else ''}"] if done else []
         case Asked():
-            return [f"     asks: {event.why}"]
+            return [f"     asks about {event.intent.name}: {event.why}"]
         case Decided():
             return [f"     {'allowed' if event.allowed else 'not allowed'} ({event.by})"]
         case Steered():
@@ -103,7 +112,7 @@ def summary(run: str, state: State) -> str:
 def as_json(
     run: str,
     recorded: Iterable[Recorded],
-    asked: Waiting | None = None,
+    asked: Sequence[Waiting] = (),
     parts: Sequence[str] = (),
     *,
     working: bool = True,
@@ -125,15 +134,18 @@ def as_json(
         "status": ended.reason if ended is not None else "running" if working else "interrupted",
         "answer": ended.answer if ended is not None else "",
         "detail": ended.detail if ended is not None else "",
-        "waits_for": None
-        if asked is None
-        else {
-            "run": asked.run,
-            "name": asked.intent.name,
-            "arguments": asked.intent.arguments,
-            "why": asked.why,
-            "edits": [{"path": edit.path, "diff": edit.diff()} for edit in asked.intent.edits],
-        },
+        "waits_for": [
+            {
+                "run": one.run,
+                "call": one.answer_to(run),
+                "name": one.intent.name,
+                "arguments": one.intent.arguments,
+                "why": one.asked.why,
+                "sources": [source.model_dump() for source in one.asked.sources],
+                "edits": [{"path": edit.path, "diff": edit.diff()} for edit in one.intent.edits],
+            }
+            for one in asked
+        ],
         "parts": list(parts),
         "part_of": None if state.began.parent is None else state.began.parent.run,
         "steps": state.steps,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from qafila.agent.events import Began, Budget, Ended, Intended, Parent
+from qafila.agent.events import Asked, Began, Budget, Ended, Intended, Parent
 from qafila.agent.journal import Journal
 from qafila.agent.observation import observation
+from qafila.agent.reasons import Reason
 from qafila.agent.result import Result
 from qafila.agent.state import State
 from qafila.agent.tool import Toolbox, ToolError
@@ -49,7 +50,7 @@ def begin_part(
         ToolError: the run has begun as many as it may. StorageError: it cannot be written down.
     """
     if len(journal.parts(parent.run)) >= MOST_PARTS:
-        raise ToolError(f"there were {MOST_PARTS} helpers already; go on without one")
+        raise ToolError(Reason("too_many_parts", most=MOST_PARTS))
     began = above.began.model_copy(
         update={
             "goal": goal,
@@ -78,23 +79,28 @@ class Waiting:
     """What a person's word is needed for. ``run``: the run, or its part, in which the call stands."""
 
     run: str
-    intent: Intended
-    why: str
+    asked: Asked
+
+    @property
+    def intent(self) -> Intended:
+        """The call."""
+        return self.asked.intent
 
     def answer_to(self, run: str) -> str:
         """What an answer is given under when this run is gone on with: the call's id, or the key of a part's call."""
         return self.intent.call if run == self.run else self.intent.key
 
 
-def waiting(journal: Journal, run: str) -> Waiting | None:
-    """What a run waits for, in itself or in one of its parts; None where it waits for nothing."""
-    state = State.of(journal.events(run))
-    for pending in state.pending:
+def waiting(journal: Journal, run: str) -> tuple[Waiting, ...]:
+    """What a run waits for, in itself or in one of its parts; calls of one answer may wait together."""
+    found: list[Waiting] = []
+    for pending in State.of(journal.events(run)).pending:
         if pending.observed is not None:
             continue
         if pending.asked is not None and pending.decided is None:
-            return Waiting(run, pending.asked.intent, pending.asked.why)
+            found.append(Waiting(run, pending.asked))
+            continue
         part = part_id(run, pending.call.id)
         if pending.call.name == DELEGATE and part in journal.parts(run):
-            return waiting(journal, part)
-    return None
+            found += waiting(journal, part)
+    return tuple(found)

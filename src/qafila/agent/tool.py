@@ -96,6 +96,8 @@ class Tool:
         close: ends what the tool holds open; safe to call twice.
         asked_by: words by which a user asks for it, in any language: "delete", "احذف". Once something was read, a call
             that changes the world needs a person's word unless one of them, or its name, stands in the user's words.
+        self_contained: what it drafts follows from its arguments and the files that it changes alone, so that it can
+            be told before other calls beside it are carried out, and asked about together with them.
     """
 
     schema: ToolSchema
@@ -109,6 +111,7 @@ class Tool:
     repeats: bool = False
     close: Callable[[], Awaitable[None]] | None = None
     asked_by: frozenset[str] = frozenset()
+    self_contained: bool = False
 
     @property
     def name(self) -> str:
@@ -132,6 +135,7 @@ def tool(
     controls: Collection[str] = (),
     repeats: bool = False,
     asked_by: Collection[str] = (),
+    self_contained: bool = False,
 ) -> Tool:
     """Make a tool of a typed function.
 
@@ -172,6 +176,7 @@ def tool(
         frozenset(controls),
         repeats,
         asked_by=frozenset(asked_by),
+        self_contained=self_contained,
     )
 
 

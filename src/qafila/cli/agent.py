@@ -16,14 +16,13 @@ from typer.core import TyperGroup
 from qafila.cli import agent_runs, agent_schedule, stdin, terminal
 from qafila.cli import options as opt
 from qafila.cli.agent_calibrate import calibrate
+from qafila.cli.agent_question import ask_at_terminal, question
 from qafila.cli.agent_setup import (
-    ask_at_terminal,
     load_config,
     load_policy,
     mcp_tools,
     open_client,
     open_journal,
-    preview,
     prices,
     tool_names,
     workspace,
@@ -106,7 +105,9 @@ def _begin(
     steps: Annotated[int, typer.Option(min=1, help="Most answers of the model.")] = 12,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens computed.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="Most seconds.")] = None,
-    cost: Annotated[float | None, typer.Option(help="Most that tokens may cost, by the prices below.")] = None,
+    cost: Annotated[
+        float | None, typer.Option(help="Most that tokens may cost, by the prices below or in the settings.")
+    ] = None,
     price_read: Annotated[
         float | None, typer.Option(metavar="PRICE", help="Of a million tokens read, in any currency.")
     ] = None,
@@ -146,7 +147,8 @@ def _begin(
     where = workspace(folder)
     text = stdin.whole() if goal == "-" else goal
     check_goal(text)
-    paid = prices(cost, read=price_read, cached=price_cached, generated=price_generated)
+    usual = load_config(config).token_prices
+    paid = prices(cost, usual, read=price_read, cached=price_cached, generated=price_generated)
     settings = Settings(
         budget=Budget(steps=steps, tokens=tokens, seconds=seconds, cost=cost),
         prices=paid,
@@ -195,6 +197,10 @@ def _approve(
     run: agent_runs.Run,
     deny: Annotated[bool, typer.Option("--deny", help="Say no; the run goes on without it.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
+    only: Annotated[
+        list[int] | None,
+        typer.Option("--only", metavar="NUMBER", min=1, help="Of several calls only this one (again for more)."),
+    ] = None,
     yes: _Yes = False,
     policy: _Policy = None,
     config: _Config = None,
@@ -206,7 +212,11 @@ def _approve(
     database: agent_runs.Database = None,
     as_json: agent_runs.JSON = False,
 ) -> None:
-    """Allow what a waiting run asked for (or not, with --deny), and let it go on."""
+    """Allow what a waiting run asked for (or not, with --deny), and let it go on.
+
+    It may ask about several calls of one answer at once (`show` numbers them): the word is for all of them, or for
+    those that --only names; the others wait on.
+    """
     from qafila.agent.events import Decided
     from qafila.agent.state import State
     from qafila.agent.subrun import waiting
@@ -217,15 +227,21 @@ def _approve(
     if parent is not None:
         raise AgentError(f"run {found} is a part of run {parent.run}; approve that one")
     asked = waiting(journal, found)
-    if asked is None:
+    if not asked:
         raise AgentError(f"run {found} waits for nobody's word")
-    print(preview(asked.intent), file=sys.stderr)
-    decided = Decided(call=asked.intent.call, allowed=not deny, by="terminal", reason=reason)
+    chosen = [one for number, one in enumerate(asked, 1) if not only or number in only]
+    if beyond := [number for number in only or () if number > len(asked)]:
+        raise UsageError(f"--only {beyond[0]}: run {found} waits for a word on {len(asked)}; see `show {found}`")
+    print("\n\n".join(question(one.asked) for one in chosen), file=sys.stderr)
+    decisions = {
+        one.answer_to(found): Decided(call=one.intent.call, allowed=not deny, by="terminal", reason=reason)
+        for one in chosen
+    }
     agent = _same_agent(
         journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, found, as_json, decisions={asked.answer_to(found): decided})
+    _work(agent, found, as_json, decisions=decisions)
 
 
 @command.command("stop")
@@ -235,7 +251,7 @@ def _stop(run: agent_runs.Run, database: agent_runs.Database = None) -> None:
     found = journal.find(run)
     if not journal.worked_on(found):
         raise AgentError(f"run {found} cannot be stopped: nobody works on it")
-    journal.ask(found, "cancel", "stopped by the user")
+    journal.ask(found, "cancel")
     typer.echo(f"run {found} stops at its next chance")
 
 

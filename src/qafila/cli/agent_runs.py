@@ -12,7 +12,8 @@ import typer
 
 from qafila.cli import options as opt
 from qafila.cli import terminal
-from qafila.cli.agent_setup import open_client, open_journal, preview
+from qafila.cli.agent_question import question
+from qafila.cli.agent_setup import open_client, open_journal
 from qafila.errors import QafilaError, UsageError
 
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
     for part in journal.parts(found):
         typer.echo(f"has a part: run {part}")
     asked = waiting(journal, found)
-    if asked is not None:
-        where = "" if asked.run == found else f" (in its part {asked.run})"
-        typer.echo(f"\nwaits for a word on{where}:\n{preview(asked.intent)}")
+    for number, one in enumerate(asked, 1):
+        which = f" {number} of {len(asked)}" if len(asked) > 1 else ""
+        where = "" if one.run == found else f" (in its part {one.run})"
+        typer.echo(f"\nwaits for a word on{which}{where}:\n{question(one.asked)}")
     typer.echo(summary(found, state))
 
 

@@ -302,7 +302,12 @@ def _agent(
     resources = Resources(settings, memory=journal.memory, owner=schedule.owner, others=others)
     toolbox = builtin(wanted.tools, resources)
     choosing, calibration = settled(client, None, option="")
-    made = Settings(budget=Budget(steps=wanted.steps), choosing=choosing, calibration=calibration)
+    made = Settings(
+        budget=Budget(steps=wanted.steps),
+        prices=settings.token_prices,
+        choosing=choosing,
+        calibration=calibration,
+    )
     return Agent(
         client,
         toolbox,

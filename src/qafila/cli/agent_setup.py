@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qafila.agent.config import Config
-    from qafila.agent.events import Intended, Prices
+    from qafila.agent.events import Prices
     from qafila.agent.journal import Journal
     from qafila.agent.policy import Policy
     from qafila.agent.tool import Tool
     from qafila.chat.client import ChatClient
 
 #: What a person at the terminal is shown of a call at once; the rest where they ask for it.
-_MOST_LINES, _MOST_CHARACTERS = 40, 4000
 
 
 def open_journal(database: str | None) -> Journal:
@@ -176,8 +175,10 @@ def workspace(folder: Path) -> Path:
     return folder.resolve()
 
 
-def prices(cost: float | None, *, read: float | None, cached: float | None, generated: float | None) -> Prices:
-    """What tokens cost; ``cost``: the limit on it, if there is one.
+def prices(
+    cost: float | None, usual: Prices, *, read: float | None, cached: float | None, generated: float | None
+) -> Prices:
+    """What tokens cost; ``cost``: the limit on it, if there is one; ``usual``: what they cost where nothing is said.
 
     Raises:
         UsageError: a number that is none, a limit without prices, or prices of some tokens only.
@@ -191,58 +192,13 @@ def prices(cost: float | None, *, read: float | None, cached: float | None, gene
     if cost == 0:
         raise UsageError("--cost 0: nothing can be done for nothing; give a number above zero")
     if read is None and cached is None and generated is None:
-        if cost is not None:
-            raise UsageError("--cost: needs what tokens cost: --price-read and --price-generated, of a million each")
-        return Prices()
+        if cost is not None and usual == Prices():
+            needed = "--price-read and --price-generated, of a million each, or [prices] in agent.toml"
+            raise UsageError(f"--cost: needs what tokens cost: {needed}")
+        return usual
     if read is None or generated is None:
         missing = "--price-read" if read is None else "--price-generated"
         raise UsageError(f"{missing} is missing: tokens read and written both have a price (0 where they cost nothing)")
     if cost is not None and not (read or cached or generated):
         raise UsageError("--cost: can never be reached where all prices are 0; leave it out")
     return Prices(read=read, cached=read if cached is None else cached, generated=generated)
-
-
-def preview(intent: Intended) -> str:
-    """All that a call will do, for a person: the call itself, and the diff of what it changes.
-
-    Values are whole where nothing but the call says what it does; what shows nothing and could make a text look like
-    another one is written out.
-    """
-    from qafila.agent.show import call_line
-
-    lines = [call_line(intent.name, intent.arguments, whole=not intent.edits)]
-    for edit in intent.edits:
-        # Calendars, for one, have carriage returns before their line feeds.
-        lines += [line.removesuffix("\r") for line in edit.diff().rstrip("\n").split("\n")]
-    return terminal.unambiguous("\n".join(lines))
-
-
-def shortened(text: str) -> str | None:
-    """The beginning of a preview, where it is too long to be read at once; else None."""
-    lines = text.split("\n")
-    short = "\n".join(lines[:_MOST_LINES])[:_MOST_CHARACTERS]
-    if short == text:
-        return None
-    return f"{short}\n[{len(text) - len(short):,} more characters]"
-
-
-async def ask_at_terminal(intent: Intended, why: str) -> tuple[bool, str] | None:
-    """Ask the person at the terminal; None where nobody is there, so that the run waits."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return None
-    whole = preview(intent)
-    short = shortened(whole)
-    print(f"\n{short or whole}\n({terminal.unambiguous(why)})", file=sys.stderr)
-    rest = "" if short is None else ", [a]ll of it"
-    while True:
-        print(f"carry it out? [y]es, [n]o, [l]ater{rest}: ", end="", file=sys.stderr, flush=True)
-        line = await asyncio.to_thread(sys.stdin.readline)
-        said = line.strip().lower()
-        if not line or said in ("l", "later", "لاحقا", "لاحقًا"):
-            return None
-        if said in ("y", "yes", "نعم"):
-            return True, ""
-        if said in ("n", "no", "لا"):
-            return False, "the user said no"
-        if rest and said in ("a", "all", "الكل"):
-            print(whole, file=sys.stderr)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -33,11 +32,10 @@ _Call = Annotated[str, Field(max_length=64)]
 class BudgetBody(Body):
     """What a run may use; what is not given is not bounded, but for steps, of which there are 12."""
 
-    refused: ClassVar[Mapping[str, str]] = {"cost": "this server has no prices; bound tokens instead"}
-
     steps: int = Field(12, ge=1, le=1000)
     tokens: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    cost: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class RunBody(Body):
@@ -58,7 +56,7 @@ class RunBody(Body):
 class DecideBody(Body):
     """``POST /v1/agent/runs/{id}/decide``."""
 
-    call: _Call
+    calls: list[_Call] = Field(min_length=1, max_length=64)
     allowed: bool
     reason: _Text = ""
 

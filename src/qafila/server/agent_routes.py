@@ -62,14 +62,19 @@ def _choosing(client: Any) -> str:
 @router.post("/v1/agent/runs", summary="Begin a run", status_code=201, responses=_STREAM)
 async def create_run(request: Request, body: RunBody) -> Response:
     """Begin a run and work on it in the background; with ``stream`` its events follow, after one that is the run."""
-    from qafila.agent.events import Budget
+    from qafila.agent.events import Budget, Prices
     from qafila.agent.loop import Settings
 
     agents, caller, models = agents_of(request), caller_of(request), service_of(request).models
     model = body.model or next(iter(models.entries))
     models.find(model)
+    budget = Budget() if body.budget is None else Budget(**body.budget.model_dump())
+    if budget.cost is not None and agents.prices == Prices():
+        message = "budget.cost: this server knows no prices (its agent.toml has no [prices]); bound tokens instead"
+        raise ApiError(400, message, param="budget.cost")
     settings = Settings(
-        budget=Budget() if body.budget is None else Budget(**body.budget.model_dump()),
+        budget=budget,
+        prices=agents.prices,
         seed=body.seed,
         temperature=body.temperature,
         answer_tokens=body.max_tokens,
@@ -95,8 +100,12 @@ async def create_run(request: Request, body: RunBody) -> Response:
     },
 )
 async def list_runs(request: Request) -> Response:
-    """Runs, newest first; ``limit`` (1 to 100, by default 20) and ``after`` (a run's id) choose among them."""
+    """Runs, newest first; ``limit`` (1 to 100, by default 20) and ``after`` (a run's id) choose among them.
+
+    Of each: its id, goal, state, reason, when it was created and how many events it has; the rest by its id.
+    """
     from qafila.server.agent_runs import owner_of
+    from qafila.server.agent_views import run_row
 
     query = check_query(request, "limit", "after")
     agents, caller = agents_of(request), caller_of(request)
@@ -106,11 +115,19 @@ async def list_runs(request: Request) -> Response:
         before = await asyncio.to_thread(agents.journal.line, after, owner_of(caller))
         if before is None:
             raise ApiError(400, f"after: there is no run {after!r:.80}", param="after")
-    found = await asyncio.to_thread(
-        lambda: agents.journal.runs(limit + 1, owner=owner_of(caller), before=before, parts=False)
-    )
-    data = [await _told(agents, line) for line in found[:limit]]
-    return Json({"object": "list", "data": data, "has_more": len(found) > limit})
+    active = agents.active()  # asked first: a run that ends after this is read as ended
+
+    def look() -> tuple[list[dict[str, Any]], bool]:
+        journal = agents.journal
+        found = journal.runs(limit + 1, owner=owner_of(caller), before=before, parts=False)
+        rows = [
+            run_row(one, working=one.id in active or (one.status == "running" and journal.worked_on(one.id)))
+            for one in found[:limit]
+        ]
+        return rows, len(found) > limit
+
+    data, more = await asyncio.to_thread(look)
+    return Json({"object": "list", "data": data, "has_more": more})
 
 
 @router.get("/v1/agent/runs/{run_id}", summary="A run as it is now")
@@ -149,17 +166,21 @@ async def get_events(request: Request, run_id: str) -> Response:
 
 @router.post("/v1/agent/runs/{run_id}/decide", summary="Allow what a run asked for, or not")
 async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
-    """Say whether a call that waits may be carried out; the run goes on. It is written down before this answers."""
+    """Say whether calls that wait may be carried out; the run goes on. It is written down before this answers.
+
+    A run may wait for several calls at once; those that are not named here wait on.
+    """
     from qafila.agent.events import Decided
     from qafila.agent.subrun import waiting
 
     agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
     await _at_rest(agents, line)
-    asked = await asyncio.to_thread(waiting, agents.journal, line.id)
-    if asked is None or asked.answer_to(line.id) != body.call:
-        raise ApiError(409, f"call {body.call!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
+    asked = {one.answer_to(line.id) for one in await asyncio.to_thread(waiting, agents.journal, line.id)}
+    unknown = next((one for one in body.calls if one not in asked), None)
+    if unknown is not None:
+        raise ApiError(409, f"call {unknown!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
     await _admitted(request, caller)
-    decided = Decided(call=body.call, allowed=body.allowed, by="api", reason=body.reason)
+    decided = {one: Decided(call=one, allowed=body.allowed, by="api", reason=body.reason) for one in body.calls}
     return await _went_on(agents, line, agents.go_on(line, caller, decided=decided))
 
 
@@ -185,7 +206,7 @@ async def stop(request: Request, run_id: str, body: StopBody | None = None) -> R
     await _at_rest(agents, line)  # a run that has just ended is not stopped once more
     if not agents.is_active(line.id) and not await asyncio.to_thread(agents.journal.worked_on, line.id):
         raise ApiError(409, f"run {line.id} cannot be stopped: nobody works on it", code="not_running")
-    await asyncio.to_thread(agents.journal.ask, line.id, "cancel", "stopped by the user")
+    await asyncio.to_thread(agents.journal.ask, line.id, "cancel")
     return Json(await _told(agents, line))
 
 
@@ -246,14 +267,14 @@ async def explain(request: Request, run_id: str, event: int) -> Response:
 async def list_approvals(request: Request) -> Response:
     """The calls of all of the caller's runs that wait for a word, newest runs first."""
     from qafila.server.agent_runs import owner_of
-    from qafila.server.agent_views import approval
+    from qafila.server.agent_views import approvals
 
     check_query(request)
     agents, owner = agents_of(request), owner_of(caller_of(request))
 
     def look() -> list[dict[str, Any]]:
         lines = agents.journal.runs(_MOST_APPROVALS, owner=owner, status="waiting", parts=False)
-        return [one for line in lines if (one := approval(agents.journal, line)) is not None]
+        return [one for line in lines for one in approvals(agents.journal, line)]
 
     return Json({"object": "list", "data": await asyncio.to_thread(look)})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -70,6 +70,7 @@ class Agents:
         self.policy = Policy() if settings.policy is None else read_policy(settings.policy)
         self.journal = Journal(settings.database or default_url("agent"))
         self.memory = self.journal.memory
+        self.prices = (settings.config or Config()).token_prices
         self._config, self._others, self._chosen = settings.config or Config(), settings.others, settings.tools
         self.tools = builtin(self._chosen, Resources(self._config, memory=self.memory, others=self._others()))
         self._service, self._keyring, self._metrics = service, keyring, metrics
@@ -167,9 +168,9 @@ class Agents:
         return run
 
     async def go_on(
-        self, line: RunLine, caller: Caller, *, say: str | None = None, decided: Decided | None = None
+        self, line: RunLine, caller: Caller, *, say: str | None = None, decided: Mapping[str, Decided] | None = None
     ) -> None:
-        """Write down what was said or decided, and work on.
+        """Write down what was said or decided, and work on, unless it waits for a word on other calls still.
 
         Raises:
             ApiError, QafilaError: it cannot go on, or somebody works on it.
@@ -177,23 +178,29 @@ class Agents:
         with self._opened(line.id):
             self._check_room(line.owner)
             agent = await self.agent_of(line, caller)
-            decisions = {} if decided is None else {decided.call: decided}
 
-            def write() -> None:
+            def write() -> bool:
                 self.journal.serve(line.id, caller.name)
                 try:
-                    agent.go_on(line.id, say=say, decisions=decisions)
+                    goes_on = agent.go_on(line.id, say=say, decisions=decided)
                 except BaseException:
                     self.journal.serve(line.id, line.served)
                     raise
                 self._count_waiting()
+                return goes_on
 
-            await asyncio.to_thread(write)
-            self._work_on(agent, line.id, line.owner)
+            if await asyncio.to_thread(write):
+                self._work_on(agent, line.id, line.owner)
+            else:
+                self.changed(line.id)
 
     def is_active(self, run: str) -> bool:
         """Whether this server works on a run, or will in a moment."""
         return run in self._active or run in self._opening
+
+    def active(self) -> frozenset[str]:
+        """The runs that this server works on, or will in a moment."""
+        return frozenset((*self._active, *self._opening))
 
     async def settled(self, run: str, seconds: float) -> None:
         """Wait until this server works on a run no more, or for so long."""

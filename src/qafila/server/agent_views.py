@@ -18,7 +18,9 @@ from qafila.agent.undo import Forgotten
 _STATES = {"done": "done", "waiting": "waiting", "failed": "failed"}
 
 
-def run_object(line: RunLine, recorded: Sequence[Recorded], asked: Waiting | None, *, working: bool) -> dict[str, Any]:
+def run_object(
+    line: RunLine, recorded: Sequence[Recorded], asked: Sequence[Waiting], *, working: bool
+) -> dict[str, Any]:
     """A run.
 
     Args:
@@ -27,16 +29,13 @@ def run_object(line: RunLine, recorded: Sequence[Recorded], asked: Waiting | Non
     """
     state = State.of(recorded)
     ended = state.ended
-    if ended is not None:
-        told, detail = _STATES.get(ended.reason, "stopped"), ended.detail
-    else:
-        told, detail = ("running", "") if working else ("stopped", "interrupted; it can be resumed")
+    detail = ended.detail if ended is not None else "" if working else "interrupted; it can be resumed"
     return {
         "object": "agent.run",
         "id": line.id,
         "goal": state.began.goal,
         "model": state.began.model,
-        "state": told,
+        "state": _state(None if ended is None else ended.reason, working),
         "reason": None if ended is None else ended.reason,
         "answer": ended.answer if ended is not None and ended.reason == "done" else None,
         "detail": detail,
@@ -44,18 +43,51 @@ def run_object(line: RunLine, recorded: Sequence[Recorded], asked: Waiting | Non
         "steps": state.steps,
         "usage": {"read": state.spent.read, "cached": state.spent.cached, "generated": state.spent.generated},
         "cost": state.cost,
-        "pending": [] if asked is None else [_asked(line.id, asked)],
+        "pending": [_asked(line.id, one) for one in asked],
         "events": state.events,
     }
 
 
-def approval(journal: Journal, line: RunLine) -> dict[str, Any] | None:
-    """What a run, or a part of it, waits for, with the run's goal and when it was asked; None where for nothing."""
-    asked = waiting(journal, line.id)
-    if asked is None:
-        return None
-    asked_at = {one.event.intent.call: one.at for one in journal.events(asked.run) if isinstance(one.event, Asked)}
-    return {"run": line.id, "goal": line.goal, **_asked(line.id, asked), "at": asked_at[asked.intent.call]}
+def run_row(line: RunLine, *, working: bool) -> dict[str, Any]:
+    """A run in a list: what the journal's table of runs tells of it, without a look at its events.
+
+    The table is written together with each event that ends a run or has it go on, so that it says the same.
+
+    Args:
+        line: of the run. working: as of `run_object`.
+    """
+    reason = None if line.status == "running" else line.status
+    return {
+        "object": "agent.run",
+        "id": line.id,
+        "goal": line.goal,
+        "state": _state(reason, working),
+        "reason": reason,
+        "created": int(line.created),
+        "events": line.events,
+    }
+
+
+def _state(reason: str | None, working: bool) -> str:
+    """How a run stands that ended for this reason; None: it has no end."""
+    if reason is None:
+        return "running" if working else "stopped"
+    return _STATES.get(reason, "stopped")
+
+
+def approvals(journal: Journal, line: RunLine) -> list[dict[str, Any]]:
+    """What a run, or a part of it, waits for, with the run's goal and when it was asked."""
+    waits = waiting(journal, line.id)
+    asked_at = {
+        (run, one.event.intent.call): one.at
+        for run in {one.run for one in waits}
+        for one in journal.events(run)
+        if isinstance(one.event, Asked)
+    }
+    return [
+        {"run": line.id, "goal": line.goal, **_asked(line.id, one), "at": asked_at[one.run, one.intent.call]}
+        for one in waits
+    ]
 
 
 def _asked(run: str, asked: Waiting) -> dict[str, Any]:
@@ -65,7 +97,9 @@ def _asked(run: str, asked: Waiting) -> dict[str, Any]:
         "name": intent.name,
         "arguments": intent.arguments,
         "effect": intent.effect,
-        "why": asked.why,
+        "why": asked.asked.why,
+        "coded": None if asked.asked.coded is None else asked.asked.coded.model_dump(mode="json"),
+        "sources": [one.model_dump() for one in asked.asked.sources],
         "edits": edits(intent.edits),
     }
 

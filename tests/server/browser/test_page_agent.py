@@ -115,6 +115,8 @@ def test_steps_unfold_and_nothing_is_written_before_it_is_allowed(open_page: Ope
     assert page.locator(".agent-page img").count() == 0
     assert [line.inner_text() for line in card.locator("del .diff-text").all()] == BEFORE.splitlines()[1:]
     assert card.locator("ins .offscreen").first.text_content() == "Added: "
+    # Where the path comes from: no word of the reader's, and no text that was read.
+    assert card.locator(".sources li").inner_text() == "path notes.txt · in nothing that was read: the model’s own"
     # It waits in the inbox too, and after the page was loaded anew.
     assert page.locator("#agent-badge").inner_text().startswith("1")
     page.locator(".side-link", has_text="Approvals").click()
@@ -137,6 +139,30 @@ def test_steps_unfold_and_nothing_is_written_before_it_is_allowed(open_page: Ope
     assert "owned" not in page.title()
 
 
+def test_calls_of_one_step_are_decided_together_or_one_by_one(open_page: Open, place: Place) -> None:
+    writes = [("write_file", {"path": f"{name}.txt", "text": name}) for name in ("a", "b", "c")]
+    place.follows([writes, "Two of them."])
+    page = open_page(place.url)
+    begin(page, "write three files")
+    state(page, "Waiting for you")
+    all_of_them = page.locator(".approval-all")
+    assert "3 calls of one step wait together" in all_of_them.inner_text()
+    page.locator("#agent-badge", has_text="3").wait_for()
+    page.locator(".approval .deny").nth(1).click()
+    page.get_by_text("2 calls of one step wait together").wait_for()
+    assert (
+        page.locator(".approval h2").all_inner_texts()
+        == ["The agent wants to call\nwrite_file\nChanges, can be undone"] * 2
+    )
+    assert not (place.folder / "a.txt").exists()  # the others are to be decided first
+    page.locator(".side-link", has_text="Approvals").click()
+    page.locator(".approval-all .allow").click()
+    page.get_by_text("Nothing waits for your word.").wait_for()
+    page.locator(".side a.conversation").first.click()
+    state(page, "Done")
+    assert sorted(file.name for file in place.folder.glob("?.txt")) == ["a.txt", "c.txt"]
+
+
 def test_a_no_in_arabic_on_a_phone_and_the_run_over_time(open_page: Open, place: Place) -> None:
     place.follows([READ, WRITE, "حسنًا، لن أغيّر شيئًا."])
     page = open_page(place.url, locale="ar", **PHONE)
@@ -146,6 +172,7 @@ def test_a_no_in_arabic_on_a_phone_and_the_run_over_time(open_page: Open, place:
     page.get_by_role("button", name="ابدأ").click()
     page.locator(".approval .reason").fill("لا داعي لذلك")
     assert page.locator(".approval .diff-lines").evaluate("element => getComputedStyle(element).direction") == "ltr"
+    assert page.locator(".sources").count() == 0  # the path stands in the goal
     page.locator(".approval .deny").click()
     state(page, "اكتمل")
     assert place.notes() == BEFORE
@@ -164,6 +191,52 @@ def test_a_no_in_arabic_on_a_phone_and_the_run_over_time(open_page: Open, place:
     boxes = [rows.nth(i).locator(".time-bar").first.bounding_box() for i in (0, 2, 5)]
     assert boxes[0]["x"] > boxes[1]["x"] > boxes[2]["x"], "time goes from right to left"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_reasons_of_our_own_are_told_in_arabic(open_page: Open, tmp_path: Path, serving) -> None:
+    """Names in them stand by themselves, whatever their direction; a policy's own words stay as they are."""
+    workspace, policy = tmp_path / "workspace", tmp_path / "policy.toml"
+    workspace.mkdir()
+    (workspace / "notes.txt").write_text(BEFORE, encoding="utf-8")
+    policy.write_text(
+        '[effects]\nwrite = "allow"\n[[rule]]\ntool = "calculate"\nthen = "deny"\nwhy = "No sums today."\n'
+        '[[rule]]\ntool = "delete_file"\nthen = "deny"\n',
+        encoding="utf-8",
+    )
+    script = [READ, WRITE, [("calculate", {"expression": "1+1"})], [("delete_file", {"path": "a"})]]
+    client = ScriptedAgent(script)
+
+    async def load() -> ScriptedAgent:
+        return client
+
+    models = Models({"scripted": Entry("scripted", "scripted", load)})
+    agent = AgentSettings(workspace, policy=policy, database=f"sqlite:///{tmp_path}/agent.sqlite3")
+    with serving(assemble(models, Settings(), agent=agent)) as url:
+        page = open_page(url, locale="ar")
+        page.click("#mode-agent")
+        page.fill("#goal-steps", "4")
+        page.fill("#goal", "رتّب ما عندي")
+        page.get_by_role("button", name="ابدأ").click()
+        state(page, "ينتظرك")
+        page.locator(".side-link", has_text="الموافقات").click()
+        why = page.locator(".approval .why")
+        assert why.inner_text() == "سبب السؤال: ما في path ليس من كلامك، بل من شيء قُرئ"
+        assert why.locator("bdi").all_inner_texts() == ["path"]
+        assert why.evaluate("element => getComputedStyle(element).direction") == "rtl"
+        page.locator(".approval .deny").click()
+        page.locator(".side a.conversation").first.click()
+        state(page, "توقف")
+        assert page.locator(".run-note").last.inner_text() == "توقف: استُنفدت الخطوات. حد الخطوات: 4"
+        page.click("[data-tool=fold]")
+        calls = page.locator("section.call")
+        assert calls.nth(1).locator(".reason-words").all_inner_texts() == [
+            "ما في path ليس من كلامك، بل من شيء قُرئ",
+            "رُفض الاستدعاء",
+        ]
+        assert calls.nth(2).locator(".long-text").last.inner_text() == "No sums today."
+        assert calls.nth(3).locator(".reason-words").inner_text() == "policy.toml، السطر 7"
+        page.click("#language-switch")
+        assert page.locator(".run-note").last.inner_text().endswith("the budget of 4 steps is used up")
 
 
 def test_a_run_is_told_something_stopped_gone_on_with_and_forked(open_page: Open, place: Place) -> None:

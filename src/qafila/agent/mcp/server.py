@@ -24,6 +24,7 @@ from qafila.agent.mcp.asking import AnswerNeededError, ask, can_ask
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Proposed, Verdict, as_done
 from qafila.agent.provenance import Trusted, untrusted
+from qafila.agent.reasons import Reason
 from qafila.agent.result import Result
 from qafila.agent.sandbox.sandbox import Sandbox, find_sandbox
 from qafila.agent.tool import Surroundings, Tool, Toolbox
@@ -94,7 +95,7 @@ class Service:
         if verdict == "deny" or ask is None:
             return _refused(verdict, why)
         if not await ask(intent, why):
-            return observation("the user said no", "refused")
+            return observation(Reason("said_no"), "refused")
         async with alone:
             return await _carried_out(tool, intent, arguments, place)
 

@@ -18,6 +18,7 @@ from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent
 from qafila.agent.policy import Policy, Proposed, Verdict
 from qafila.agent.provenance import plain
+from qafila.agent.reasons import Reason
 from qafila.agent.run_lock import BusyError
 from qafila.agent.schedules.instants import Quiet
 from qafila.agent.schedules.planner import Planner, Reader
@@ -39,7 +40,7 @@ class Unattended(Policy):
         """As the policy has it, but nothing is changed without a person's word."""
         verdict, why = Policy.judge(self, call)
         if verdict == "allow" and call.effect not in HARMLESS:
-            return "ask", "it began by itself, and nobody is there"
+            return "ask", Reason("nobody_there")
         return verdict, why
 
 

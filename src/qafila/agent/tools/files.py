@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from qafila.agent.edits import file_edit, inside
@@ -177,11 +178,12 @@ def _unread(place: Surroundings, made: Sequence[Mapping[str, Any]]) -> Mapping[s
 
 def tools() -> tuple[Tool, ...]:
     """The tools of this module."""
+    editing = partial(tool, effect="write", origin="built-in", controls=("path",), self_contained=True)
     return (
         tool(list_files, effect="read", origin="built-in"),
         tool(read_file, effect="read", live=_unread, origin="built-in"),
         tool(search_files, effect="read", origin="built-in"),
-        tool(write_file, effect="write", origin="built-in", controls=("path",), asked_by=_WRITE),
-        tool(edit_file, effect="write", live=_existing, origin="built-in", controls=("path",), asked_by=_EDIT),
-        tool(delete_file, effect="write", live=_existing, origin="built-in", controls=("path",), asked_by=_DELETE),
+        editing(write_file, asked_by=_WRITE),
+        editing(edit_file, live=_existing, asked_by=_EDIT),
+        editing(delete_file, live=_existing, asked_by=_DELETE),
     )

@@ -39,4 +39,4 @@ def _file_name(name: str) -> str:
 
 def tools() -> tuple[Tool, ...]:
     """The tools of this module."""
-    return (tool(add_note, effect="write", origin="built-in", controls=("name",)),)
+    return (tool(add_note, effect="write", origin="built-in", controls=("name",), self_contained=True),)

@@ -28,8 +28,8 @@ export const resumeRun = (id, text) => send("POST", `${runPath(id)}/resume`, tex
 export const undoRun = (id, all) => send("POST", `${runPath(id)}/undo`, { all });
 export const forkRun = (id, event) => send("POST", `${runPath(id)}/fork`, { event });
 export const explainEvent = (id, event) => get(`${runPath(id)}/explain/${event}`);
-export const decide = (id, call, allowed, reason) =>
-  send("POST", `${runPath(id)}/decide`, { call, allowed, ...(reason === "" ? {} : { reason }) });
+export const decide = (id, calls, allowed, reason) =>
+  send("POST", `${runPath(id)}/decide`, { calls, allowed, ...(reason === "" ? {} : { reason }) });
 
 export const listApprovals = async () => (await get("/approvals")).data;
 

@@ -1,6 +1,7 @@
 // All calls that wait for the reader's word, whichever run they belong to.
 
 import { listApprovals } from "./agent_api.js";
+import { answerToAll } from "./approval_answer.js";
 import { approvalCard } from "./approval_card.js";
 import { attempt } from "./attempt.js";
 import { h } from "./elements.js";
@@ -37,23 +38,39 @@ export class ApprovalsView {
 
   /** Show these; a card that is there already keeps its place, with the focus and what was written in it. */
   draw(approvals) {
-    const kept = new Map(approvals.map((one) => [keyOf(one), this.#cards.get(keyOf(one)) ?? this.#card(one)]));
+    const wanted = [];
+    for (const run of new Set(approvals.map((one) => one.run))) {
+      const together = approvals.filter((one) => one.run === run);
+      const calls = together.map(({ call }) => call);
+      const keys = together.map(keyOf);
+      for (const one of together) wanted.push([keyOf(one), () => this.#card(one)]);
+      if (calls.length > 1) {
+        const key = `${run} ${calls.join(" ")}`;
+        wanted.push([key, () => answerToAll(run, calls, () => this.#decided([key, ...keys]))]);
+      }
+    }
+    const kept = new Map(wanted.map(([key, make]) => [key, this.#cards.get(key) ?? make()]));
     for (const [key, card] of this.#cards) if (!kept.has(key)) card.remove();
     this.#cards = kept;
     this.list.querySelector(":scope > .none")?.remove();
-    for (const card of kept.values()) if (card.parentElement === null) this.list.append(card);
+    [...kept.values()].forEach((card, i) => {
+      if (this.list.children[i] !== card) this.list.insertBefore(card, this.list.children[i] ?? null);
+    });
     if (kept.size === 0) this.list.append(h("p", { class: "none" }, t("noApprovals")));
+  }
+
+  #decided(keys) {
+    for (const key of keys) {
+      this.#cards.get(key)?.remove();
+      this.#cards.delete(key);
+    }
+    (this.list.querySelector("h2") ?? this.title).focus();
+    this.agent.changed();
   }
 
   #card(approval) {
     const run = h("a", { href: `#/agent/runs/${encodeURIComponent(approval.run)}`, dir: "auto" }, approval.goal);
     const head = h("p", { class: "approval-run" }, run, h("time", {}, dateTime(approval.at * 1000)));
-    const decided = () => {
-      this.#cards.get(keyOf(approval))?.remove();
-      this.#cards.delete(keyOf(approval));
-      (this.list.querySelector("h2") ?? this.title).focus();
-      this.agent.changed();
-    };
-    return approvalCard(approval, approval.run, decided, head);
+    return approvalCard(approval, approval.run, () => this.#decided([keyOf(approval)]), head);
   }
 }

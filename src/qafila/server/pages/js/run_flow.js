@@ -4,10 +4,11 @@ import { h, icon } from "./elements.js";
 import { number, t } from "./i18n.js";
 import { longText } from "./long_text.js";
 import { MarkdownStream } from "./markdown_stream.js";
+import { reasonWords } from "./reason_words.js";
 import { RunStep } from "./run_step.js";
 import { effectMark, endingWord } from "./run_words.js";
 
-const note = (text, detail = "") => h("p", { class: "run-note" }, `${text} `, h("bdi", {}, detail));
+const note = (text, detail = "", coded = null) => h("p", { class: "run-note" }, `${text} `, reasonWords(detail, coded));
 
 /** What the run began with. */
 function setup(event) {
@@ -82,8 +83,8 @@ export class RunFlow {
         return [
           event.answer !== "" && event.reason !== "waiting" && answerView(event),
           event.reason === "done"
-            ? event.detail !== "" && note("", event.detail)
-            : event.reason !== "waiting" && note(endingWord(event.reason), event.detail),
+            ? event.detail !== "" && note("", event.detail, event.coded)
+            : event.reason !== "waiting" && note(endingWord(event.reason), event.detail, event.coded),
         ];
       default:
         this.#step?.add(event);

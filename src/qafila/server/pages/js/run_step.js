@@ -5,6 +5,7 @@ import { diffView } from "./diff_view.js";
 import { h } from "./elements.js";
 import { number, t } from "./i18n.js";
 import { longText } from "./long_text.js";
+import { ownReason, reasonWords } from "./reason_words.js";
 import { argumentList, callLine, figureLine, seconds, statusMark, tokenWords } from "./run_words.js";
 
 function parsed(text) {
@@ -14,6 +15,11 @@ function parsed(text) {
   } catch {
     return { "": text };
   }
+}
+
+function resultView({ text, whole, coded }) {
+  const own = ownReason(coded);
+  return own === null ? longText(text, whole) : h("p", { class: "why" }, own);
 }
 
 /** A call within a step, as far as its events have come. */
@@ -52,12 +58,12 @@ class Call {
       "section",
       { class: "call" },
       h("h3", {}, h("bdi", { class: "call-name", dir: "ltr" }, this.name), this.mark()),
-      this.asked && h("p", { class: "why" }, `${t("whyAsked")} `, h("bdi", {}, this.asked.why)),
+      this.asked && h("p", { class: "why" }, `${t("whyAsked")} `, reasonWords(this.asked.why, this.asked.coded)),
       decided && h("p", { class: "why" }, said, decided.reason !== "" && [" ", h("bdi", {}, decided.reason)]),
       this.edits.map(diffView),
       argumentList(this.arguments, this.edits),
       observed && h("h4", {}, t("result")),
-      observed && longText(observed.observation.text, observed.observation.whole),
+      observed && resultView(observed.observation),
     );
   }
 }

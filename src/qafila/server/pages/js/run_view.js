@@ -1,6 +1,7 @@
 // One run: how it stands, its steps or its time, calls that wait for a word, and what can be done with it.
 
 import { forkRun, getRun, resumeRun, sayToRun, stopRun, undoRun } from "./agent_api.js";
+import { answerToAll } from "./approval_answer.js";
 import { approvalCard } from "./approval_card.js";
 import { attempt, showFailure } from "./attempt.js";
 import { announce, confirmed, say } from "./dialogs.js";
@@ -146,15 +147,20 @@ export class RunView {
     const wanted = state === "waiting" ? pending : [];
     // A card that is being looked at, or written in, is not drawn again.
     const same =
-      wanted.map(({ call }) => call).join() === [...this.pending.children].map(({ dataset }) => dataset.call).join();
+      wanted.map(({ call }) => call).join() ===
+      [...this.pending.querySelectorAll(".approval")].map(({ dataset }) => dataset.call).join();
     if (same && wanted.length > 0) return;
-    const cards = wanted.map((approval) =>
-      approvalCard(approval, this.id, (run) => {
-        this.#went(run);
-        (this.pending.querySelector("h2") ?? this.head.querySelector("h1")).focus();
-      }),
+    const decided = (run) => {
+      this.#went(run);
+      (this.pending.querySelector("h2") ?? this.head.querySelector("h1")).focus();
+    };
+    const all = answerToAll(
+      this.id,
+      wanted.map(({ call }) => call),
+      decided,
     );
-    this.pending.replaceChildren(...cards);
+    const cards = wanted.map((approval) => approvalCard(approval, this.id, decided));
+    this.pending.replaceChildren(...cards, ...(all ? [all] : []));
   }
 
   #drawHead() {

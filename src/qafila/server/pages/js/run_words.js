@@ -95,3 +95,20 @@ export function argumentList(args, edits) {
   const list = h("dl", { class: "arguments" }, rows.flat());
   return edits.length > 0 ? h("details", { class: "folded" }, h("summary", {}, t("arguments")), list) : list;
 }
+
+/** Where the values of a call come from that are not the reader's own; what was read is quoted, and may say anything. */
+export function sourceList(sources) {
+  if (sources.length === 0) return null;
+  const line = ({ argument, value, told_by: by, quote }) =>
+    h(
+      "li",
+      {},
+      h("bdi", { class: "call-name", dir: "ltr" }, argument),
+      " ",
+      h("bdi", {}, seen(value)),
+      " · ",
+      by === null ? t("readNowhere") : by === "" ? t("readAtTheBeginning") : [t("readIn"), " ", h("bdi", { dir: "ltr" }, seen(by))],
+      by !== null && h("blockquote", { dir: "auto" }, seen(quote)),
+    );
+  return h("ul", { class: "sources", "aria-label": t("sources") }, sources.map(line));
+}
