@@ -6,10 +6,11 @@ import asyncio
 import io
 import json
 import os
+import pty
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,11 +242,19 @@ def test_several_calls_are_approved_together_or_by_their_numbers(shell: Shell) -
     assert [shell.file(f"{name}.txt") for name in ("a", "ب", "c")] == ["a\n", None, "c\n"]
 
 
-class Typed(io.StringIO):
-    """A terminal at which somebody has typed these lines."""
+@pytest.fixture
+def typed_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes a terminal of standard input, at which somebody types this (``\x04`` is Ctrl-D)."""
+    keyboard, terminal = pty.openpty()
 
-    def isatty(self) -> bool:
-        return True
+    def typed(text: str) -> None:
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        os.write(keyboard, text.encode("utf-8", "surrogateescape"))
+
+    with os.fdopen(terminal, encoding="utf-8") as stdin:
+        yield typed
+    os.close(keyboard)
 
 
 @pytest.mark.parametrize(
@@ -257,16 +266,35 @@ class Typed(io.StringIO):
     ],
 )  # fmt: skip
 def test_who_sits_at_the_terminal_is_asked_once(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch, typed: str, files: str, status: str
+    shell: Shell, typed_at: Callable[[str], None], typed: str, files: str, status: str
 ) -> None:
     shell.script([THREE, "done"])
-    monkeypatch.setattr("sys.stdin", Typed(typed))
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    typed_at(f"{typed}\x04")
     _, err = shell("go", "--tools", "write_file")
     assert err.count("carry out all of them? [y]es, [n]o, [o]ne by one, [l]ater: ") == 1 + ("what" in typed)
     assert '2 of 3: write_file(path="ب.txt", text="ب")' in err
     assert [name for name in ("a", "ب", "c") if shell.file(f"{name}.txt")] == files.split()
     assert shell.runs()[0]["status"] == status
+
+
+def test_ctrl_c_at_a_question_ends_it_and_the_run_waits(shell: Shell, typed_at: Callable[[str], None]) -> None:
+    shell.script([WRITE, "written"])
+
+    def interrupt() -> None:
+        journal = Journal(shell.url)
+        while not any(one.event.kind == "asked" for run in journal.runs() for one in journal.events(run.id)):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    typed_at("")
+    other = threading.Thread(target=interrupt)
+    other.start()
+    out, err = shell("write it")
+    other.join()
+    assert out == ""
+    assert "(stopping; Ctrl-C again leaves at once)" in err
+    assert "stopped: waiting" in err
+    assert shell("approve", "last")[0].strip() == "written"
 
 
 def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
@@ -319,11 +347,9 @@ def test_what_waits_is_shown_whole_and_nothing_in_it_is_unseen(shell: Shell) -> 
 
 @pytest.mark.parametrize("long", [True, False])
 def test_a_person_who_is_asked_can_see_all_of_it_first(
-    long: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    long: bool, typed_at: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\nhm\ny\n"))
-    for stream in ("stdin", "stderr"):
-        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    typed_at("a\n\udcff\ny\n")
     address = "https://example.org/" + ("a" * 5000 if long else "a" * 500) + "/end"
     intent = Intended(call="0.0", name="send", arguments={"to": address}, effect="irrevocable", key="k")
     assert asyncio.run(ask_at_terminal([Asked(intent=intent, why="why\x1b[2J")])) == [(True, "")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from qafila.agent.calibration import Calibration
 from qafila.agent.calls import Approver, Calls
 from qafila.agent.choose import Chooser
 from qafila.agent.events import (
+    Asked,
     Began,
     Budget,
     Choosing,
@@ -251,7 +252,7 @@ class _Worker:
             agent._policy,
             self._trusted,
             lambda: self.state.messages,
-            agent._approver,
+            self._ask if agent._approver is not None else None,
             self._surroundings,
             self._waits,
         )
@@ -430,6 +431,19 @@ class _Worker:
             pass
         assert state.ended is not None
         return state.ended
+
+    async def _ask(self, asked: Sequence[Asked]) -> Sequence[tuple[bool, str] | None]:
+        """What a person says of some calls; nothing any more once it is wished that the run stops."""
+        approver = self._agent._approver
+        assert approver is not None
+        asking = asyncio.ensure_future(approver(asked))
+        try:
+            while not (await asyncio.wait([asking], timeout=_LOOK))[0]:
+                if self.cancelled:
+                    return [None] * len(asked)
+            return await asking
+        finally:
+            asking.cancel()
 
     async def _answer(self) -> Event | None:
         """The model's next answer, or why there is none; None where it is wished that the run stops."""

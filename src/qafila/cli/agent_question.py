@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from qafila.cli import terminal
+from qafila.cli import stdin, terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +89,7 @@ async def _said(question: str, letters: str, whole: str) -> str:
     rest = ", [a]ll of what is cut" if whole else ""
     while True:
         print(f"{question}{rest}: ", end="", file=sys.stderr, flush=True)
-        line = await asyncio.to_thread(sys.stdin.readline)
+        line = await stdin.typed()
         said = line.strip().lower()
         letter = next((one for one, words in _WORDS.items() if said in words), "") if line else "l"
         if letter == "a" and whole:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -26,6 +27,18 @@ def whole() -> str:
         UsageError: it is not UTF-8.
     """
     return _decoded(_stream().read(), "standard input")
+
+
+async def typed() -> str:
+    """The next line that is typed at the terminal, "" at the end; whoever stops waiting for it has read nothing."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+    return sys.stdin.buffer.readline().decode("utf-8", "replace")
 
 
 def is_terminal() -> bool:
