@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from agent_place import FILES, YES, Place, ended, kinds, told
 from scripted_agent import ScriptedAgent
 
-from qafila.agent.events import Asked, Decided, Intended, Observed
+from qafila.agent.events import Asked, Budget, Decided, Intended, Observed
+from qafila.agent.loop import Settings
 from qafila.agent.policy import Policy, Rule
 from qafila.agent.tool import Draft, Surroundings, Tool, tool
 from qafila.agent.tools import commands
@@ -110,6 +112,30 @@ def test_a_write_that_changes_nothing_asks_nobody(place: Place) -> None:
     _, events = place.begin([[WRITE]], policy=ASKS)
     assert told(events) == [("ok", "a.txt holds this already")]
     assert "asked" not in kinds(events)
+
+
+def test_the_time_that_a_person_takes_is_not_the_runs(place: Place) -> None:
+    class Slow(Person):
+        async def __call__(self, asked: Sequence[Asked]) -> Sequence[tuple[bool, str] | None]:
+            await asyncio.sleep(0.6)
+            return await super().__call__(asked)
+
+    settings = Settings(budget=Budget(seconds=0.5))
+    _, events = place.begin([[WRITE], "ok"], policy=ASKS, approver=Slow((True, "")), settings=settings)
+    assert ended(events).reason == "done"
+    assert ended(events).seconds < 0.5
+
+
+def test_a_person_is_asked_no_more_once_the_run_is_to_stop(place: Place) -> None:
+    class Nobody(Person):
+        async def __call__(self, asked: Sequence[Asked]) -> Sequence[tuple[bool, str] | None]:
+            place.journal.ask(place.journal.find("last"), "cancel")
+            await asyncio.sleep(60)
+            return []
+
+    _, events = place.begin([[WRITE], "ok"], policy=ASKS, approver=Nobody())
+    assert ended(events).reason == "waiting"
+    assert place.file("a.txt") is None
 
 
 def test_a_person_says_yes_no_and_why(place: Place) -> None:

@@ -436,6 +436,7 @@ class _Worker:
         """What a person says of some calls; nothing any more once it is wished that the run stops."""
         approver = self._agent._approver
         assert approver is not None
+        began = time.monotonic()
         asking = asyncio.ensure_future(approver(asked))
         try:
             while not (await asyncio.wait([asking], timeout=_LOOK))[0]:
@@ -444,6 +445,13 @@ class _Worker:
             return await asking
         finally:
             asking.cancel()
+            self._pause(time.monotonic() - began)
+
+    def _pause(self, seconds: float) -> None:
+        """A person took so long to answer: that is no work, here or in the runs above."""
+        self._started += seconds
+        if self._above is not None:
+            self._above._pause(seconds)
 
     async def _answer(self) -> Event | None:
         """The model's next answer, or why there is none; None where it is wished that the run stops."""
