@@ -53,7 +53,7 @@ def test_the_first_rule_that_fits_decides(policy: Policy) -> None:
 
 def test_a_place_that_is_not_the_users_needs_a_word(policy: Policy) -> None:
     call = Proposed("write_file", "write", {"path": "a", "text": "b"}, frozenset({"path", "text"}), frozenset({"path"}))
-    assert policy.judge(call) == ("ask", "path: not from your words, but from something that was read")
+    assert policy.judge(call) == ("ask", "path: not from your words, but read somewhere or made up")
     home = Proposed("send", "egress", {"to": "mum@home.example"}, frozenset({"to"}), frozenset({"to"}))
     assert policy.judge(home)[0] == "ask"
     read = Proposed("read_file", "read", {"path": "a"}, frozenset({"path"}), frozenset({"path"}))
@@ -62,7 +62,7 @@ def test_a_place_that_is_not_the_users_needs_a_word(policy: Policy) -> None:
 
 def test_whoever_is_asked_by_default_is_told_where_values_come_from() -> None:
     call = Proposed("send", "egress", {"to": "x@y.example"}, frozenset({"to"}), frozenset({"to"}), read=True)
-    assert Policy().judge(call) == ("ask", "to: not from your words, but from something that was read")
+    assert Policy().judge(call) == ("ask", "to: not from your words, but read somewhere or made up")
     assert Policy().judge(replace(call, untrusted=frozenset(), chosen=False))[1].startswith("send: your words do not")
     # Nothing was read yet, or a rule of the user's own says why.
     assert Policy().judge(replace(call, read=False))[1] == "calls with the effect egress are asked about"

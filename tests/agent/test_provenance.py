@@ -224,7 +224,7 @@ def test_before_anything_is_read_the_choice_is_the_users() -> None:
     after = Trusted([GOAL], read=True)
     assert ALL.judge(proposed(mail, call, after)) == (
         "ask",
-        "text: not from your words, but from something that was read",
+        "text: not from your words, but read somewhere or made up",
     )
     assert ALL.judge(proposed(mail, {"to": "Salma", "amount": 250}, after))[0] == "allow"  # the goal says "send"
     assert ALL.judge(proposed(mail, {"to": "Salma"}, Trusted(["Mail Salma"], read=True))) == (

@@ -17,7 +17,7 @@ INTENT = Intended(call="0.0", name="write_file", arguments={}, effect="write", k
 
 def test_a_reason_is_its_words() -> None:
     reason = Reason("not_yours", arguments=("path", "إلى {0}"))
-    assert reason == "path, إلى {0}: not from your words, but from something that was read"
+    assert reason == "path, إلى {0}: not from your words, but read somewhere or made up"
     found = coded(reason)
     assert found is not None
     assert found.model_dump(mode="json") == {"code": "not_yours", "values": {"arguments": ["path", "إلى {0}"]}}

@@ -29,7 +29,7 @@ ENGLISH: Mapping[Code, str] = {
     "effect_allowed": "calls with the effect {effect} are allowed",
     "effect_asked": "calls with the effect {effect} are asked about",
     "effect_denied": "calls with the effect {effect} are not allowed",
-    "not_yours": "{arguments}: not from your words, but from something that was read",
+    "not_yours": "{arguments}: not from your words, but read somewhere or made up",
     "not_asked_for": "{tool}: your words do not ask for it, and something was read before it was chosen",
     "nobody_there": "it began by itself, and nobody is there",
     "unsure_tool": "the model is not sure that {tool} is the right tool",

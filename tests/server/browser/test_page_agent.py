@@ -220,7 +220,7 @@ def test_reasons_of_our_own_are_told_in_arabic(open_page: Open, tmp_path: Path, 
         state(page, "ينتظرك")
         page.locator(".side-link", has_text="الموافقات").click()
         why = page.locator(".approval .why")
-        assert why.inner_text() == "سبب السؤال: ما في path ليس من كلامك، بل من شيء قُرئ"
+        assert why.inner_text() == "سبب السؤال: ما في path ليس من كلامك، بل قرأه النموذج أو أتى به من عنده"
         assert why.locator("bdi").all_inner_texts() == ["path"]
         assert why.evaluate("element => getComputedStyle(element).direction") == "rtl"
         page.locator(".approval .deny").click()
@@ -230,7 +230,7 @@ def test_reasons_of_our_own_are_told_in_arabic(open_page: Open, tmp_path: Path, 
         page.click("[data-tool=fold]")
         calls = page.locator("section.call")
         assert calls.nth(1).locator(".reason-words").all_inner_texts() == [
-            "ما في path ليس من كلامك، بل من شيء قُرئ",
+            "ما في path ليس من كلامك، بل قرأه النموذج أو أتى به من عنده",
             "رُفض الاستدعاء",
         ]
         assert calls.nth(2).locator(".long-text").last.inner_text() == "No sums today."

@@ -166,7 +166,7 @@ export default {
     effect_allowed: "العمليات من نوع «{effect}» مسموح بها",
     effect_asked: "العمليات من نوع «{effect}» تحتاج إلى موافقتك",
     effect_denied: "العمليات من نوع «{effect}» غير مسموح بها",
-    not_yours: "ما في {arguments} ليس من كلامك، بل من شيء قُرئ",
+    not_yours: "ما في {arguments} ليس من كلامك، بل قرأه النموذج أو أتى به من عنده",
     not_asked_for: "كلامك لا يطلب {tool}، وقد قُرئ شيء قبل اختيار هذه الأداة",
     nobody_there: "بدأت المهمة من تلقاء نفسها، ولا أحد هنا",
     unsure_tool: "النموذج غير واثق من أن {tool} هي الأداة المناسبة",
