@@ -320,6 +320,14 @@ def test_a_run_waits_is_shown_approved_and_undone(shell: Shell) -> None:
     assert "changed nothing that is still there" in shell.error("undo", "last", "--all")
 
 
+def test_a_rule_about_a_tool_that_there_is_not_is_told(shell: Shell, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[rule]]\ntool = "wirte_file"\nthen = "deny"\n[[rule]]\ntool = "mail_*"\nthen = "deny"\n')
+    _, err = shell("go", "--policy", str(policy), "--tools", "calculate")
+    notes = [line for line in err.splitlines() if line.startswith("note: policy")]
+    assert notes == ["note: policy.toml, line 1: there is no tool 'wirte_file' here, so that this rule does nothing"]
+
+
 def test_a_run_that_is_gone_on_with_keeps_its_policy(shell: Shell, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text('[[rule]]\ntool = "write_file"\nwhen = { path = "secret/*" }\nthen = "deny"\n')

@@ -325,12 +325,14 @@ def _agent(
 ) -> Agent:
     from qafila.agent.choose import settled
     from qafila.agent.loop import Agent
-    from qafila.agent.tools.builtin import Resources, builtin
+    from qafila.agent.tools.builtin import Resources, builtin, rules_of_nothing
 
     memory = journal.memory if remembers else None
     configured = load_config(config)
     resources = Resources(configured, memory=memory, owner=owner, others=mcp_tools(configured)())
     toolbox = builtin(names, resources, more)
+    for note in rules_of_nothing(policy, resources):
+        print(terminal.printable(f"note: {note}"), file=sys.stderr)
     client = open_client(**model)
     wished: Choosing | None = None if choose is None else "likelihood" if choose == "likelihood" else "free"
     choosing, known = settled(client, wished, given, option="--choose likelihood")

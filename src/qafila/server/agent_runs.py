@@ -18,7 +18,7 @@ from qafila.agent.journal import Journal, Recorded, RunLine
 from qafila.agent.loop import Agent, Settings, check_goal
 from qafila.agent.policy import Policy, read_policy
 from qafila.agent.state import State
-from qafila.agent.tools.builtin import Resources, builtin
+from qafila.agent.tools.builtin import Resources, builtin, rules_of_nothing
 from qafila.database import default_url
 from qafila.errors import QafilaError, StorageError, UsageError
 from qafila.server.agent_client import ServedModel, served_model
@@ -72,7 +72,10 @@ class Agents:
         self.memory = self.journal.memory
         self.prices = (settings.config or Config()).token_prices
         self._config, self._others, self._chosen = settings.config or Config(), settings.others, settings.tools
-        self.tools = builtin(self._chosen, Resources(self._config, memory=self.memory, others=self._others()))
+        resources = Resources(self._config, memory=self.memory, others=self._others())
+        self.tools = builtin(self._chosen, resources)
+        for note in rules_of_nothing(self.policy, resources):
+            _log.warning("%s", note)
         self._service, self._keyring, self._metrics = service, keyring, metrics
         self._pool = ThreadPoolExecutor(settings.at_once, thread_name_prefix="qafila-agent")
         self._active: dict[str, _Active] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qafila.agent.config import Config
 from qafila.agent.finding import on_demand
 from qafila.agent.memory.store import Memory
+from qafila.agent.policy import Policy
 from qafila.agent.tool import FIND, Tool, Toolbox
 from qafila.agent.tools import (
     analyse,
@@ -79,6 +80,16 @@ def builtin(
             raise UsageError(f"tool {unknown[0]}: {why}")
         raise UsageError(f"there is no tool {unknown[0]!r:.40}; there are {', '.join((*by_name, FIND))}")
     return on_demand([by_name[name] for name in told], [by_name[name] for name in more])
+
+
+def rules_of_nothing(policy: Policy, resources: Resources) -> list[str]:
+    """A note for each rule that names a tool which there is not: it allows, and denies, nothing."""
+    known = {FIND, *(one.name for one in _every(resources))}
+    return [
+        f"{policy.source}, line {rule.line}: there is no tool {rule.tool!r:.40} here, so that this rule does nothing"
+        for rule in policy.rules
+        if rule.tool not in known and not any(sign in rule.tool for sign in "*?[")
+    ]
 
 
 def outside_runs(names: Sequence[str] | None, resources: Resources) -> Toolbox:
