@@ -524,7 +524,7 @@ def test_a_hostile_run_cannot_paint_the_terminal(shell: Shell) -> None:
         (["go", "--steps", "0"], "--steps"), (["go", "--seed", "-1"], "--seed"), (["go", "too", "many"], "many"),
         (["go", "--choose", "dice"], "dice"), (["go", "--calibration", "/none.json"], "none.json"),
         (["go", "--database", "mysql://x/y"], "database"), (["go", "--database", "x"], "database"),
-        (["go\udcff"], "no text"),
+        (["go\udcff"], "no text"), (["shwo", "last"], "did you mean 'show'"), (["undoo"], "qafila agent begin 'undoo'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_no_run(shell: Shell, args: list[str], words: str) -> None:
@@ -532,6 +532,13 @@ def test_mistakes_are_one_line_and_no_run(shell: Shell, args: list[str], words: 
     assert shell.runs() == []
     # No model is loaded for a mistake.
     assert shell.opened == []
+
+
+def test_a_goal_may_be_one_word(shell: Shell) -> None:
+    for goal in ("احسب", "calculate", "summarise"):
+        assert shell(goal)[0].strip() == "It is 42."
+    assert shell("begin", "undoo")[0].strip() == "It is 42."
+    assert shell("help")[0] == shell("--help")[0]
 
 
 def test_help_names_every_command(shell: Shell) -> None:

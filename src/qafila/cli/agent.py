@@ -40,10 +40,22 @@ _STARTS = "begin"
 
 
 class _GoalGroup(TyperGroup):
-    """`qafila agent "goal"` is `qafila agent begin "goal"`: what is no command and no help is a goal."""
+    """`qafila agent "goal"` is `qafila agent begin "goal"`: what is no command and no help is a goal.
+
+    One word that is nearly a command's name is taken for that, misspelt: a model with tools is not set to work by it.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+        first = args[0] if args else ""
+        if first == "help":
+            args = ["--help"]
+        elif args and first not in self.commands and first not in ("-h", "--help"):
+            import difflib
+
+            if close := difflib.get_close_matches(first, self.commands, n=1, cutoff=0.7):
+                ctx.fail(
+                    f"no command {first!r}; did you mean {close[0]!r}? If it is a goal: qafila agent begin {first!r}"
+                )
             args = [_STARTS, *args]
         return super().parse_args(ctx, args)
 
