@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -31,6 +30,8 @@ def whole() -> str:
 
 async def typed() -> str:
     """The next line that is typed at the terminal, "" at the end; whoever stops waiting for it has read nothing."""
+    import asyncio
+
     loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
     ready = asyncio.Event()
     loop.add_reader(descriptor, ready.set)
