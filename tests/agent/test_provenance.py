@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from qafila.agent.events import Decided
 from qafila.agent.policy import DEFAULTS, Policy, Rule, proposed, with_writes
-from qafila.agent.provenance import Trusted, declared_keys, plain, untrusted
+from qafila.agent.provenance import Trusted, declared_keys, untrusted
+from qafila.agent.spelling import plain
 from qafila.agent.tool import EFFECTS, Effect, Tool, tool
 from qafila.agent.undo import undo
 
@@ -132,6 +134,38 @@ def test_arguments_that_are_not_the_users() -> None:
 def test_whether_the_users_words_ask_for_a_tool(text: str, asks: bool) -> None:
     (delete,) = [one for one in FILES if one.name == "delete_file"]
     assert Trusted([text]).asks_for((delete.name, *delete.asked_by)) is asks
+
+
+#: Letters of Arabic and of those who write it otherwise, but for what may be joined to a word that asks for a tool.
+LETTERS = [one for one in map(chr, range(0x0620, 0x06D4)) if unicodedata.category(one) == "Lo" and one not in "هوف"]
+ALEFS = "اأإآٱ"
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_words_with_other_letters_are_other_words(letter: str) -> None:
+    """No letter stands for another where the user is asked for values; where for tools, the forms of alef alone do."""
+    same = ALEFS if letter in ALEFS else letter
+    others = [f"ح{one}ذف" for one in LETTERS if plain(one) != plain(letter)]
+    goal = Trusted([" ".join(others)])
+    assert not goal.holds(f"ح{letter}ذف")
+    assert goal.asks_for([f"ح{letter}ذف"]) is (letter in ALEFS)
+    without = Trusted([" ".join(f"ح{one}ذف" for one in LETTERS if one not in same and plain(one) != plain(letter))])
+    assert not without.asks_for([f"ح{letter}ذف"])
+
+
+spelt = st.text(alphabet="اأإآٱىیيةتؤئءبح\u064b\u0651\u0670ـ", min_size=1, max_size=5)
+
+
+def letters_of(word: str) -> list[str]:
+    """The letters of a word that asks for a tool, the obvious way: one after the other."""
+    return ["ا" if one in ALEFS else one for one in word if one not in "\u064b\u0651\u0670ـ"]
+
+
+@settings(derandomize=True, deadline=None)
+@given(word=spelt, other=spelt)
+def test_a_word_asks_for_a_tool_where_its_letters_are_the_same(word: str, other: str) -> None:
+    asks = Trusted([f"من {word} كذا"]).asks_for([other])
+    assert asks is (bool(letters_of(other)) and letters_of(word) == letters_of(other))
 
 
 def sends(effect: Effect, controls: frozenset[str], asked_by: frozenset[str]) -> Tool:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from qafila.agent.memory.search import WordIndex
 from qafila.agent.observation import whole_letters
-from qafila.agent.provenance import plain
+from qafila.agent.spelling import plain
 from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
 from qafila.errors import AgentError
 
