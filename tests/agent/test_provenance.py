@@ -90,6 +90,36 @@ def test_words_that_the_user_wrote_in_odd_letters_are_the_users() -> None:
     assert not odd.holds("strasse@x.example")
 
 
+@pytest.mark.parametrize(
+    ("goal", "part"),
+    [
+        ("اكتب إلى محمّد", "محم"),
+        ("اكتب إلى محمّد", "د"),
+        ("احذف كِتَاب.txt", "اب.txt"),
+        ("احذف كِتَاب.txt", "ك"),
+        ("احذف ملفٌ", "ملف"),
+        ("ملفٰ", "ملف"),
+        ("open x\u0302y.txt", "x"),
+        ("open x\u0302y.txt", "y.txt"),
+        ("open x\u0302\u0323y.txt", "y.txt"),
+        ("हिन्दी में लिखो", "ह"),
+        ("write to Sal\u200bma", "Sal"),
+        ("می\u200cخواهم بنویسم", "می"),
+        ("ملفٌ3", 3),
+    ],
+)
+def test_no_mark_on_a_letter_ends_a_word(goal: str, part: str | int) -> None:
+    trusted = Trusted([goal])
+    assert not trusted.holds(part)
+    assert not trusted.says(str(part))
+    assert all(trusted.holds(word) for word in goal.split())
+
+
+def test_a_direction_mark_beside_a_word_is_no_part_of_it() -> None:
+    trusted = Trusted(["أرسل إلى Salma\u200f، ثم إلى \u2066Omar\u2069 ٣\u200f مرات"])
+    assert trusted.holds(["Salma", "Omar", "أرسل", 3])
+
+
 def test_parts_of_addresses_and_paths_are_other_addresses_and_paths() -> None:
     words = Trusted(["See https://docs.example/a/b?to=omar@x.example#top, C:\\data\\x.txt, version 1.2.3, at 12:30"])
     for part in ("docs.example", "https://docs.example", "https://docs.example/a/b", "omar@x.example", "top", "data"):
@@ -151,6 +181,15 @@ def test_words_with_other_letters_are_other_words(letter: str) -> None:
     assert goal.asks_for([f"ح{letter}ذف"]) is (letter in ALEFS)
     without = Trusted([" ".join(f"ح{one}ذف" for one in LETTERS if one not in same and plain(one) != plain(letter))])
     assert not without.asks_for([f"ح{letter}ذف"])
+
+
+@pytest.mark.parametrize("sign", [*map(chr, range(0x064B, 0x0660)), "\u0670"])
+def test_vowels_make_another_value_and_the_same_tool(sign: str) -> None:
+    marked = f"احذف{sign}"
+    assert not Trusted(["احذف هذا"]).holds(marked)
+    assert not Trusted([f"{marked} هذا"]).holds("احذف")
+    assert Trusted(["احذف هذا"]).asks_for([marked])
+    assert Trusted([f"{marked} هذا"]).asks_for(["احذف"])
 
 
 spelt = st.text(alphabet="اأإآٱىیيةتؤئءبح\u064b\u0651\u0670ـ", min_size=1, max_size=5)

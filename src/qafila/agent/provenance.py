@@ -29,6 +29,17 @@ _NOT = re.compile(
 )
 
 
+def _whole(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    """What a pattern finds in a text and no mark or invisible letter joins to more: to patterns those end a word."""
+    place = 0
+    while found := pattern.search(text, place):
+        start, end = found.span()
+        around = text[max(0, start - 1) : start] + text[end : end + 1]
+        if not any(unicodedata.category(one) in ("Mn", "Mc", "Me", "Cf") for one in around):
+            yield found[0]
+        place = start + 1
+
+
 def _verb(text: str) -> str:
     """A text in which words are looked for that ask for a tool, however they are written."""
     return one_alef(without_vowels(plain(text)))
@@ -49,7 +60,7 @@ class Trusted:
         self._texts = tuple(plain(text) for text in every)
         self._written = tuple(spaced(unicodedata.normalize("NFC", text)) for text in every)
         self._numbers = frozenset(
-            Decimal(found.replace(",", "")) for text in self._texts for found in _NUMBER.findall(text)
+            Decimal(found.replace(",", "")) for text in self._texts for found in _whole(_NUMBER, text)
         )
         # A message with a "not" in it asks for no tool: what it is about cannot be told without understanding it.
         wishes = (_verb(text) for text in texts)
@@ -110,7 +121,7 @@ class Trusted:
     @staticmethod
     def _stands(wanted: str, texts: Sequence[str]) -> bool:
         word = re.compile(_BEFORE + re.escape(wanted) + _AFTER)
-        return any(word.search(text) for text in texts)
+        return any(found for text in texts for found in _whole(word, text))
 
 
 def untrusted(
