@@ -34,8 +34,8 @@ class Address:
     root: str
 
     @classmethod
-    def parse(cls, url: str) -> Address:
-        """Read what an operator typed: a server, or its API with a path.
+    def parse(cls, url: str, what: str = "upstream") -> Address:
+        """Read what an operator typed: a server, or its API with a path; ``what``: how errors call it.
 
         Raises:
             UsageError: it is no http(s) URL, or has a password, query or fragment.
@@ -44,12 +44,12 @@ class Address:
             parts = urlsplit(url.strip())
             parts.port  # noqa: B018 (raises where it is no number)
         except ValueError:
-            raise UsageError(f"upstream {url!r:.120}: is no URL; write it as http://host:port") from None
+            raise UsageError(f"{what} {url!r:.120}: is no URL; write it as http://host:port") from None
         if parts.username is not None or parts.password is not None:
             # URLs come up in logs and messages.
-            raise UsageError("upstream: its URL holds a user or password; give a key with --upstream-key-env instead")
+            raise UsageError(f"{what}: its URL holds a user or password; name a variable that holds a key instead")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UsageError(f"upstream {url!r:.120}: is no URL of a server; write it as http://host:port")
+            raise UsageError(f"{what} {url!r:.120}: is no URL of a server; write it as http://host:port")
         whole = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         api = whole if parts.path.strip("/") else f"{whole}/v1"
         return cls(api, api.removesuffix("/v1"))
@@ -75,7 +75,7 @@ def read_key(variable: str | None = None, file: str | Path | None = None) -> str
     if variable is not None:
         where, key = f"environment variable {variable}", os.environ.get(variable)
         if key is None:
-            raise UsageError(f"{where}: not set; it should hold the upstream's API key")
+            raise UsageError(f"{where}: not set; it should hold an API key")
     elif file is not None:
         where = f"{file}"
         try:
@@ -308,3 +308,19 @@ async def offered(connection: Connection, where: str) -> list[Offered]:
     if not found:
         raise UpstreamError(f"{where}: its list of models is empty", status=502)
     return found
+
+
+def all_offered(connection: Connection, where: str) -> dict[str, Offered]:
+    """The models of a server by name, for who runs no event loop yet; the connection is closed after it.
+
+    Raises:
+        UpstreamError: it does not say.
+    """
+
+    async def ask() -> dict[str, Offered]:
+        try:
+            return {one.name: one for one in await offered(connection, where)}
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
