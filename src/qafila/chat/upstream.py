@@ -42,7 +42,7 @@ class Address:
         """
         try:
             parts = urlsplit(url.strip())
-            parts.port  # noqa: B018 (raises where it is no number)
+            _ = parts.port  # raises where it is no number
         except ValueError:
             raise UsageError(f"{what} {url!r:.120}: is no URL; write it as http://host:port") from None
         if parts.username is not None or parts.password is not None:

@@ -24,7 +24,7 @@ def checked_url(url: str, where: str) -> bool:
     """
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 (raises where it is no number)
+        _ = parts.port  # raises where it is no number
     except ValueError:
         raise UsageError(f"{where}: {url!r:.120} is no URL") from None
     if parts.username is not None or parts.password is not None:
