@@ -77,5 +77,5 @@ def test_what_is_wrong_with_an_endpoint_is_said_before_anything_runs() -> None:
         opened("default", "http://user:secret@127.0.0.1:9")
     assert "secret" not in str(caught.value)
     assert "upstream" not in str(caught.value)
-    with pytest.raises(UsageError, match="endpoint 'nowhere': is no URL"):
+    with pytest.raises(UsageError, match="endpoint: 'nowhere' is no URL"):
         opened("default", "nowhere")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from qafila.chat.dialects import Dialect, dialect_of
+from qafila.chat.server_url import is_loopback, server_url
 from qafila.errors import ContextLengthError, QafilaError, UpstreamError, UsageError
 
 # One event holds one token, or one whole answer with log-probabilities; a server that sends more is broken.
@@ -40,16 +40,10 @@ class Address:
         Raises:
             UsageError: it is no http(s) URL, or has a password, query or fragment.
         """
-        try:
-            parts = urlsplit(url.strip())
-            _ = parts.port  # raises where it is no number
-        except ValueError:
-            raise UsageError(f"{what} {url!r:.120}: is no URL; write it as http://host:port") from None
-        if parts.username is not None or parts.password is not None:
-            # URLs come up in logs and messages.
-            raise UsageError(f"{what}: its URL holds a user or password; name a variable that holds a key instead")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UsageError(f"{what} {url!r:.120}: is no URL of a server; write it as http://host:port")
+        instead = "name a variable that holds a key instead"
+        parts = server_url(url.strip(), what, example="http://host:port", instead=instead)
+        if parts.query:
+            raise UsageError(f"{what}: {url!r:.120} is no URL of a server; write it as http://host:port")
         whole = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         api = whole if parts.path.strip("/") else f"{whole}/v1"
         return cls(api, api.removesuffix("/v1"))
@@ -57,11 +51,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine."""
-        host = urlsplit(self.api).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(urlsplit(self.api).hostname or "")
 
 
 def read_key(variable: str | None = None, file: str | Path | None = None) -> str | None:
