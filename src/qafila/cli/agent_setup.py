@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import logging
 import math
@@ -138,19 +137,11 @@ def open_client(
 
 def _remote(model: str, endpoint: str, key_variable: str | None) -> ChatClient:
     from qafila.chat.remote import RemoteClient
-    from qafila.chat.upstream import Address, Connection, Offered, offered, read_key
+    from qafila.chat.upstream import Address, Connection, all_offered, read_key
 
     key, where = read_key(key_variable), f"endpoint {endpoint}"
-    address = Address.parse(endpoint)
-
-    async def models() -> dict[str, Offered]:
-        connection = Connection(address, key=key, where=where)
-        try:
-            return {one.name: one for one in await offered(connection, where)}
-        finally:
-            await connection.close()
-
-    known = asyncio.run(models())
+    address = Address.parse(endpoint, "endpoint")
+    known = all_offered(Connection(address, key=key, where=where), where)
     if model == "default" and model not in known and len(known) == 1:
         model = next(iter(known))
     if model not in known:
