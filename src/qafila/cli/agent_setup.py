@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qafila.agent.tool import Tool
     from qafila.chat.client import ChatClient
 
-#: What a person at the terminal is shown of a call at once; the rest where they ask for it.
-
 
 def open_journal(database: str | None) -> Journal:
     """The journal of this machine, or the one at a database's URL.
