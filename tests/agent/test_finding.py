@@ -75,7 +75,7 @@ def agent_of(place: Place, client: ScriptedAgent, toolbox: Toolbox = BOX, **opti
         ("list_tasks", "list_tasks"), ("حوّل الوحدات", "convert_units"),
         ("ترجمة النصّ", "translate"), ("أضف موعدًا إلى التقويم", "add_event"), ("المهام", "list_tasks"),
         ("ارسم مخططًا للبيانات", "plot"), ("كم كيلومترًا في ٣ أميال", "convert_units"), ("وبالتقويم", "add_event"),
-        ("3 km to m", "convert_units"),
+        ("3 km to m", "convert_units"), ("ٱرسم", "plot"), ("ترجمه", "translate"), ("تقویم", "add_event"),
     ],
 )  # fmt: skip
 def test_words_find_what_they_are_about(words: str, first: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from qafila.agent.events import Decided
 from qafila.agent.policy import DEFAULTS, Policy, Rule, proposed, with_writes
-from qafila.agent.provenance import Trusted, declared_keys, plain, untrusted
+from qafila.agent.provenance import Trusted, declared_keys, untrusted
+from qafila.agent.spelling import plain
 from qafila.agent.tool import EFFECTS, Effect, Tool, tool
 from qafila.agent.undo import undo
 
@@ -88,6 +90,36 @@ def test_words_that_the_user_wrote_in_odd_letters_are_the_users() -> None:
     assert not odd.holds("strasse@x.example")
 
 
+@pytest.mark.parametrize(
+    ("goal", "part"),
+    [
+        ("اكتب إلى محمّد", "محم"),
+        ("اكتب إلى محمّد", "د"),
+        ("احذف كِتَاب.txt", "اب.txt"),
+        ("احذف كِتَاب.txt", "ك"),
+        ("احذف ملفٌ", "ملف"),
+        ("ملفٰ", "ملف"),
+        ("open x\u0302y.txt", "x"),
+        ("open x\u0302y.txt", "y.txt"),
+        ("open x\u0302\u0323y.txt", "y.txt"),
+        ("हिन्दी में लिखो", "ह"),
+        ("write to Sal\u200bma", "Sal"),
+        ("می\u200cخواهم بنویسم", "می"),
+        ("ملفٌ3", 3),
+    ],
+)
+def test_no_mark_on_a_letter_ends_a_word(goal: str, part: str | int) -> None:
+    trusted = Trusted([goal])
+    assert not trusted.holds(part)
+    assert not trusted.says(str(part))
+    assert all(trusted.holds(word) for word in goal.split())
+
+
+def test_a_direction_mark_beside_a_word_is_no_part_of_it() -> None:
+    trusted = Trusted(["أرسل إلى Salma\u200f، ثم إلى \u2066Omar\u2069 ٣\u200f مرات"])
+    assert trusted.holds(["Salma", "Omar", "أرسل", 3])
+
+
 def test_parts_of_addresses_and_paths_are_other_addresses_and_paths() -> None:
     words = Trusted(["See https://docs.example/a/b?to=omar@x.example#top, C:\\data\\x.txt, version 1.2.3, at 12:30"])
     for part in ("docs.example", "https://docs.example", "https://docs.example/a/b", "omar@x.example", "top", "data"):
@@ -132,6 +164,47 @@ def test_arguments_that_are_not_the_users() -> None:
 def test_whether_the_users_words_ask_for_a_tool(text: str, asks: bool) -> None:
     (delete,) = [one for one in FILES if one.name == "delete_file"]
     assert Trusted([text]).asks_for((delete.name, *delete.asked_by)) is asks
+
+
+#: Letters of Arabic and of those who write it otherwise, but for what may be joined to a word that asks for a tool.
+LETTERS = [one for one in map(chr, range(0x0620, 0x06D4)) if unicodedata.category(one) == "Lo" and one not in "هوف"]
+ALEFS = "اأإآٱ"
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_words_with_other_letters_are_other_words(letter: str) -> None:
+    """No letter stands for another where the user is asked for values; where for tools, the forms of alef alone do."""
+    same = ALEFS if letter in ALEFS else letter
+    others = [f"ح{one}ذف" for one in LETTERS if plain(one) != plain(letter)]
+    goal = Trusted([" ".join(others)])
+    assert not goal.holds(f"ح{letter}ذف")
+    assert goal.asks_for([f"ح{letter}ذف"]) is (letter in ALEFS)
+    without = Trusted([" ".join(f"ح{one}ذف" for one in LETTERS if one not in same and plain(one) != plain(letter))])
+    assert not without.asks_for([f"ح{letter}ذف"])
+
+
+@pytest.mark.parametrize("sign", [*map(chr, range(0x064B, 0x0660)), "\u0670"])
+def test_vowels_make_another_value_and_the_same_tool(sign: str) -> None:
+    marked = f"احذف{sign}"
+    assert not Trusted(["احذف هذا"]).holds(marked)
+    assert not Trusted([f"{marked} هذا"]).holds("احذف")
+    assert Trusted(["احذف هذا"]).asks_for([marked])
+    assert Trusted([f"{marked} هذا"]).asks_for(["احذف"])
+
+
+spelt = st.text(alphabet="اأإآٱىیيةتؤئءبح\u064b\u0651\u0670ـ", min_size=1, max_size=5)
+
+
+def letters_of(word: str) -> list[str]:
+    """The letters of a word that asks for a tool, the obvious way: one after the other."""
+    return ["ا" if one in ALEFS else one for one in word if one not in "\u064b\u0651\u0670ـ"]
+
+
+@settings(derandomize=True, deadline=None)
+@given(word=spelt, other=spelt)
+def test_a_word_asks_for_a_tool_where_its_letters_are_the_same(word: str, other: str) -> None:
+    asks = Trusted([f"من {word} كذا"]).asks_for([other])
+    assert asks is (bool(letters_of(other)) and letters_of(word) == letters_of(other))
 
 
 def sends(effect: Effect, controls: frozenset[str], asked_by: frozenset[str]) -> Tool:

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from scripted_agent import Answer, ScriptedAgent
 
-from qafila.agent.memory.store import Memory
+from qafila.agent.journal import Journal
 from qafila.cli.main import main
 
 
@@ -54,7 +54,7 @@ def test_entries_are_added_listed_edited_and_forgotten(shell: Shell) -> None:
 
 
 def test_what_a_run_proposed_is_approved_and_its_journal_named(shell: Shell) -> None:
-    memory = Memory(shell.url)
+    memory = Journal(shell.url).memory
     for text in ("the gate code is 7", "\x9bhostile"[1:]):
         memory.add("", "fact", text, source="remember in run abc", trusted=False, state="proposed", run="abc")
     assert shell("memory")[0].count("proposed") == 2
@@ -115,7 +115,8 @@ def test_somebody_elses_run_that_is_gone_on_with_here_keeps_their_memory_apart(
         connection.exec_driver_sql("UPDATE agent_runs SET owner = 'key:salma'")
     engine.dispose()
     shell("agent", "resume", "last", "-y", status=1)  # its budget is one step
-    memory = Memory(shell.url)
+    journal = Journal(shell.url)
+    memory = journal.memory
     assert [one.text for one in memory.list("key:salma", kind="fact")] == ["I like tea"]
     assert memory.list("", kind="fact") == []
-    memory.close()
+    journal.close()

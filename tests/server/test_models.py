@@ -477,7 +477,7 @@ def test_a_file_registers_models_adapters_and_upstreams(tmp_path):
         ("[defaults]\nsource = 'x'", "defaults.source: unknown key"),
         ("[server]", "server: unknown key; known are defaults"),
         ("[upstreams.u]", "upstreams.u.url: missing"),
-        ("[upstreams.u]\nurl = 'ftp://x'", "upstreams.u: upstream 'ftp://x': is no URL"),
+        ("[upstreams.u]\nurl = 'ftp://x'", "upstreams.u: upstream: 'ftp://x' is no URL"),
         ("[upstreams.u]\nurl = 'http://me:pw@x'", "user or password"),
         ("[upstreams.u]\nurl = 'http://x'\nkind = 'y'", "kind 'y' is none of qafila"),
         ("[upstreams.u]\nurl = 'http://x'\nmodels = ['a', 'a']", "each once"),

@@ -16,10 +16,9 @@ import sqlalchemy as sa
 from qafila import database
 from qafila.agent.events import Began, Budget, Prices
 from qafila.agent.journal import Journal
-from qafila.agent.memory.store import Memory
 from qafila.agent.schedules import triggers
 from qafila.agent.schedules.planner import Planner
-from qafila.agent.schedules.store import Schedules, Wanted
+from qafila.agent.schedules.store import Wanted
 from qafila.errors import AgentError, StorageError
 from qafila.server.responses_store import BrokenConversationError, Kept, ResponseStore
 from qafila.text.messages import Message
@@ -134,7 +133,8 @@ def test_a_server_that_is_not_there_is_named_without_its_password():
 
 
 def test_agents_remember_and_forget(url):
-    memory = Memory(url)
+    journal = Journal(url)
+    memory = journal.memory
     one = memory.add("salma", "fact", "طبيب أسناني هو د. عمرو")
     memory.add("salma", "fact", "the gate code is 7", trusted=False, state="proposed", key="k", run="r")
     memory.add("omar", "fact", "my dentist is Mona")
@@ -147,12 +147,13 @@ def test_agents_remember_and_forget(url):
     assert memory.list("salma") == []
     with pytest.raises(AgentError, match="control characters"):
         memory.add("salma", "fact", "a\x00b")
-    memory.close()
+    journal.close()
 
 
 def test_what_is_due_is_planned_once_by_servers_side_by_side(url):
     now = [0.0]
-    sides = [Schedules(url, clock=lambda: now[0]) for _ in range(4)]
+    journals = [Journal(url, clock=lambda: now[0]) for _ in range(4)]
+    sides = [journal.schedules for journal in journals]
     sides[0].add("", Wanted("s", "go", triggers.cron("0 * * * *", "UTC"), "/tmp", missed="all"))
     for hour in range(1, 6):
         now[0] = hour * 3600.0 + 1
@@ -164,8 +165,8 @@ def test_what_is_due_is_planned_once_by_servers_side_by_side(url):
             ended = list(pool.map(lambda side, found=found: side.end(*found, "done", "r", "told"), sides))
         assert sorted(ended) == [False, False, False, True]
     assert len(sides[0].notices("")) == 5
-    for side in sides:
-        side.close()
+    for journal in journals:
+        journal.close()
 
 
 def test_runs_of_agents_and_their_owners(url):

@@ -14,25 +14,11 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from qafila.agent.journal_tables import CHECKPOINTS, EVENTS, LOG
 from qafila.agent.merkle import leaf_hash, root
 from qafila.agent.signing import ORIGIN, Checkpoint, Signer
-from qafila.database import TABLES, reading, writing
+from qafila.database import reading, writing
 
-LOG = sa.Table(
-    "agent_log",
-    TABLES,
-    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("run", sa.String(32), nullable=False, index=True),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("commitment", sa.String(64), nullable=False),
-    sa.Column("salt", sa.String(32)),
-)
-CHECKPOINTS = sa.Table(
-    "agent_checkpoints",
-    TABLES,
-    sa.Column("size", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("note", sa.Text, nullable=False),
-)
 _APPEND_LOCK = 0x5146_4C41  # of PostgreSQL's advisory locks: places are given one after another
 
 
@@ -76,28 +62,26 @@ class AuditLog:
     """The log of a journal's database.
 
     Args:
-        engine: of the database. events: the table of events.
+        engine: of the database.
     """
 
-    def __init__(self, engine: sa.Engine, events: sa.Table) -> None:
-        self._engine, self._events = engine, events
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
 
     def leaves(self) -> list[Leaf]:
         """All leaves, in order."""
-        events = self._events
-        joined = sa.and_(events.c.run == LOG.c.run, events.c.number == LOG.c.number, LOG.c.salt.is_not(None))
-        query = sa.select(LOG, events.c.body).select_from(LOG.outerjoin(events, joined)).order_by(LOG.c.place)
+        joined = sa.and_(EVENTS.c.run == LOG.c.run, EVENTS.c.number == LOG.c.number, LOG.c.salt.is_not(None))
+        query = sa.select(LOG, EVENTS.c.body).select_from(LOG.outerjoin(EVENTS, joined)).order_by(LOG.c.place)
         with reading(self._engine) as connection:
             rows = connection.execute(query).all()
         return [Leaf(r.place, r.run, r.number, r.commitment, r.salt, r.body) for r in rows]
 
     def unlogged(self) -> list[tuple[str, int]]:
         """Run and number of events for which nothing stands in the log, or which it takes for erased."""
-        events = self._events
-        joined = sa.and_(events.c.run == LOG.c.run, events.c.number == LOG.c.number, LOG.c.salt.is_not(None))
-        query = sa.select(events.c.run, events.c.number).select_from(events.outerjoin(LOG, joined))
+        joined = sa.and_(EVENTS.c.run == LOG.c.run, EVENTS.c.number == LOG.c.number, LOG.c.salt.is_not(None))
+        query = sa.select(EVENTS.c.run, EVENTS.c.number).select_from(EVENTS.outerjoin(LOG, joined))
         with reading(self._engine) as connection:
-            rows = connection.execute(query.where(LOG.c.run.is_(None)).order_by(events.c.run, events.c.number)).all()
+            rows = connection.execute(query.where(LOG.c.run.is_(None)).order_by(EVENTS.c.run, EVENTS.c.number)).all()
         return [(row.run, row.number) for row in rows]
 
     def checkpoint(self, signer: Signer) -> str:

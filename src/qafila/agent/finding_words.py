@@ -9,15 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from qafila.agent.provenance import plain
+from qafila.agent.spelling import one_form, plain, without_vowels
+from qafila.agent.words import without_article
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
-# The alef of an indefinite accusative, and vowel signs.
-_MARKS = re.compile("\u0627\u064b|\u064b\u0627|[\u064b-\u065f\u0670]")
-_LETTERS = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ى": "ي", "ة": "ه"})
+# An indefinite accusative's alef, before or after its vowel sign.
+_ACCUSATIVE = re.compile("\u0627\u064b|\u064b\u0627")
 # The light stemmer light10 (Larkey, Ballesteros and Connell 2007, "Light Stemming for Arabic Information Retrieval",
-# table 1), and لل as it is written for ل and the article.
-_ARTICLES = ("وال", "بال", "كال", "فال", "لل", "ال")
+# table 1).
 _ENDINGS = ("ها", "ان", "ات", "ون", "ين", "يه", "ه", "ي")
 _SUFFIXES = (
     *(("ies", "y"), ("ations", "ate"), ("ation", "ate"), ("ators", "ate"), ("ator", "ate")),
@@ -58,9 +57,9 @@ _UNITS = re.compile(
 
 def words_of(text: str) -> list[str]:
     """The stems of a text's words, in order; after Arabic ones those of their English words, after units `unit`."""
-    known = {_arabic(word): english for word, english in _ENGLISH.items()}
+    known = {_arabic(one_form(word)): english for word, english in _ENGLISH.items()}
     found: list[str] = []
-    for word in _WORD.findall(_MARKS.sub("", plain(text))):
+    for word in _WORD.findall(one_form(without_vowels(_ACCUSATIVE.sub("", plain(text))))):
         if "\u0621" <= word[0] <= "\u064a":
             stem = _arabic(word)
             found += [stem, *map(_english, known.get(stem, "").split())]
@@ -71,15 +70,11 @@ def words_of(text: str) -> list[str]:
 
 
 def _arabic(word: str) -> str:
-    word = word.translate(_LETTERS)
     if word.startswith("و") and len(word) > 3 and not word.startswith("وال"):
         # Light10 takes it for "and" wherever three letters are left; of words that begin with it, this makes none less
         # alike, since all are cut alike.
         word = word[1:]
-    for article in _ARTICLES:
-        if word.startswith(article) and len(word) >= len(article) + 2:
-            word = word.removeprefix(article)
-            break
+    word = without_article(word)
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) >= len(ending) + 2:
             word = word.removesuffix(ending)

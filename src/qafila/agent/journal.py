@@ -19,52 +19,14 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from qafila.agent.audit_log import CHECKPOINTS, LOG, AuditLog, append
+from qafila.agent.audit_log import AuditLog, append
 from qafila.agent.events import EVENT, Began, Decided, Ended, Event, Intended, Resumed
+from qafila.agent.journal_tables import EVENTS, INBOX, RUNS, SCHEMA
 from qafila.agent.memory.store import Memory
 from qafila.agent.run_lock import BusyError, run_lock
 from qafila.agent.schedules.store import Schedules
-from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
+from qafila.database import open_database, prepare, reading, writing
 from qafila.errors import AgentError, StorageError
-
-_RUNS = sa.Table(
-    "agent_runs",
-    TABLES,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("goal", sa.Text, nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("parent", sa.String(32)),
-    sa.Column("forked_at", sa.Integer),
-    # Since version 2.
-    sa.Column("owner", sa.String(128), nullable=False, server_default=""),
-    sa.Column("served", sa.String(64)),
-)
-_EVENTS = sa.Table(
-    "agent_events",
-    TABLES,
-    sa.Column("run", sa.String(32), sa.ForeignKey("agent_runs.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-)
-_INBOX = sa.Table(
-    "agent_inbox",
-    TABLES,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("run", sa.String(32), sa.ForeignKey("agent_runs.id", ondelete="CASCADE"), nullable=False, index=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
-)
-
-
-def _with_owners(connection: sa.Connection) -> None:
-    """Version 2: whose a run is, and for whom a server works on it."""
-    connection.exec_driver_sql("ALTER TABLE agent_runs ADD COLUMN owner VARCHAR(128) NOT NULL DEFAULT ''")
-    connection.exec_driver_sql("ALTER TABLE agent_runs ADD COLUMN served VARCHAR(64)")
-
-
-SCHEMA = Schema("agent", (_RUNS, _EVENTS, _INBOX, LOG, CHECKPOINTS), (_with_owners,))
 
 Wish = Literal["steer", "cancel"]
 _ID = re.compile("[0-9a-f]{1,32}")
@@ -133,7 +95,7 @@ class Journal:
         with writing(self._engine) as connection:
             parent = began.parent.run if began.parent is not None else None
             if parent is not None:
-                owner = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == parent)) or ""
+                owner = connection.scalar(sa.select(RUNS.c.owner).where(RUNS.c.id == parent)) or ""
             return self._begin(connection, began, run, parent=parent, owner=owner)
 
     def _begin(
@@ -142,7 +104,7 @@ class Journal:
         run = run or secrets.token_hex(6)
         body = _body(began)
         row = {"id": run, "created": self._clock(), "goal": began.goal, "status": "running"}
-        connection.execute(_RUNS.insert().values(**row, **columns))
+        connection.execute(RUNS.insert().values(**row, **columns))
         self._insert(connection, run, 0, body)
         return run
 
@@ -160,16 +122,16 @@ class Journal:
         with writing(self._engine) as connection:
             self._add(connection, run, number, event)
             if wish is not None:
-                connection.execute(_INBOX.delete().where(_INBOX.c.id == wish))
+                connection.execute(INBOX.delete().where(INBOX.c.id == wish))
 
     def _add(self, connection: sa.Connection, run: str, number: int, event: Event) -> None:
         self._insert(connection, run, number, _body(event))
         if isinstance(event, Ended | Resumed):
             status = event.reason if isinstance(event, Ended) else "running"
-            connection.execute(_RUNS.update().where(_RUNS.c.id == run).values(status=status))
+            connection.execute(RUNS.update().where(RUNS.c.id == run).values(status=status))
 
     def _insert(self, connection: sa.Connection, run: str, number: int, body: str) -> None:
-        connection.execute(_EVENTS.insert().values(run=run, number=number, at=self._clock(), body=body))
+        connection.execute(EVENTS.insert().values(run=run, number=number, at=self._clock(), body=body))
         append(connection, run, number, body)
 
     def events(self, run: str, start: int = 0) -> list[Recorded]:
@@ -179,8 +141,8 @@ class Journal:
             AgentError: no such run. StorageError: the database fails, or holds what this version cannot read.
         """
         with reading(self._engine) as connection:
-            chosen = sa.and_(_EVENTS.c.run == run, _EVENTS.c.number >= start)
-            rows = connection.execute(sa.select(_EVENTS).where(chosen).order_by(_EVENTS.c.number)).all()
+            chosen = sa.and_(EVENTS.c.run == run, EVENTS.c.number >= start)
+            rows = connection.execute(sa.select(EVENTS).where(chosen).order_by(EVENTS.c.number)).all()
         if not rows and not start:
             raise _unknown(run)
         try:
@@ -199,13 +161,13 @@ class Journal:
         """
         with reading(self._engine) as connection:
             if start == "last":
-                whole = _RUNS.c.parent.is_(None) | _RUNS.c.forked_at.is_not(None)
-                newest = connection.scalar(sa.select(_RUNS.c.id).where(whole).order_by(_RUNS.c.created.desc()).limit(1))
+                whole = RUNS.c.parent.is_(None) | RUNS.c.forked_at.is_not(None)
+                newest = connection.scalar(sa.select(RUNS.c.id).where(whole).order_by(RUNS.c.created.desc()).limit(1))
                 if newest is None:
                     raise AgentError('there are no runs yet; `qafila agent "goal"` makes one')
                 return str(newest)
-            beginning = _RUNS.c.id.startswith(start, autoescape=True)
-            found = connection.scalars(sa.select(_RUNS.c.id).where(beginning).limit(2)).all() if start else []
+            beginning = RUNS.c.id.startswith(start, autoescape=True)
+            found = connection.scalars(sa.select(RUNS.c.id).where(beginning).limit(2)).all() if start else []
         if len(found) != 1:
             many = "more than one run begins" if found else "there is no run that begins"
             raise AgentError(f"{many} with {start!r:.40}; `qafila agent runs` lists them")
@@ -226,38 +188,38 @@ class Journal:
             most: how many. owner, status: only these; None for all. before: only runs that are older than this one.
             parts: sub-runs among them.
         """
-        query = _lines().order_by(_RUNS.c.created.desc(), _RUNS.c.id.desc()).limit(most)
+        query = _lines().order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(most)
         if not parts:
-            query = query.where(sa.or_(_RUNS.c.parent.is_(None), _RUNS.c.forked_at.is_not(None)))
+            query = query.where(sa.or_(RUNS.c.parent.is_(None), RUNS.c.forked_at.is_not(None)))
         if owner is not None:
-            query = query.where(_RUNS.c.owner == owner)
+            query = query.where(RUNS.c.owner == owner)
         if status is not None:
-            query = query.where(_RUNS.c.status == status)
+            query = query.where(RUNS.c.status == status)
         if before is not None:
-            older = sa.and_(_RUNS.c.created == before.created, _RUNS.c.id < before.id)
-            query = query.where(sa.or_(_RUNS.c.created < before.created, older))
+            older = sa.and_(RUNS.c.created == before.created, RUNS.c.id < before.id)
+            query = query.where(sa.or_(RUNS.c.created < before.created, older))
         return self._read_lines(query)
 
     def line(self, run: str, owner: str) -> RunLine | None:
         """The run of this id, if it is this owner's."""
         if not _ID.fullmatch(run):  # PostgreSQL takes no NUL even to compare with
             return None
-        return next(iter(self._read_lines(_lines().where(_RUNS.c.id == run, _RUNS.c.owner == owner))), None)
+        return next(iter(self._read_lines(_lines().where(RUNS.c.id == run, RUNS.c.owner == owner))), None)
 
     def served_runs(self) -> list[RunLine]:
         """Runs that a server was working on and has not ended, oldest first."""
-        chosen = sa.and_(_RUNS.c.served.is_not(None), _RUNS.c.status == "running")
-        return self._read_lines(_lines().where(chosen).order_by(_RUNS.c.created))
+        chosen = sa.and_(RUNS.c.served.is_not(None), RUNS.c.status == "running")
+        return self._read_lines(_lines().where(chosen).order_by(RUNS.c.created))
 
     def serve(self, run: str, served: str | None) -> None:
         """Note for whom a server works on a run; None: it is not to go on by itself any more."""
         with writing(self._engine) as connection:
-            connection.execute(_RUNS.update().where(_RUNS.c.id == run).values(served=served))
+            connection.execute(RUNS.update().where(RUNS.c.id == run).values(served=served))
 
     def count(self, status: str) -> int:
         """How many runs have this status."""
         with reading(self._engine) as connection:
-            return connection.scalar(sa.select(sa.func.count()).where(_RUNS.c.status == status)) or 0
+            return connection.scalar(sa.select(sa.func.count()).where(RUNS.c.status == status)) or 0
 
     def _read_lines(self, query: sa.Select[Any]) -> list[RunLine]:
         with reading(self._engine) as connection:
@@ -265,9 +227,9 @@ class Journal:
 
     def parts(self, run: str) -> list[str]:
         """The ids of a run's sub-runs, oldest first."""
-        part = (_RUNS.c.parent == run) & _RUNS.c.forked_at.is_(None)
+        part = (RUNS.c.parent == run) & RUNS.c.forked_at.is_(None)
         with reading(self._engine) as connection:
-            return list(connection.scalars(sa.select(_RUNS.c.id).where(part).order_by(_RUNS.c.created)))
+            return list(connection.scalars(sa.select(RUNS.c.id).where(part).order_by(RUNS.c.created)))
 
     def fork(self, run: str, after: int, instead: Event | None = None) -> str:
         """A new run that begins as another did, up to and with event ``after``, or with ``instead`` in its place.
@@ -295,7 +257,7 @@ class Journal:
         if instead is not None:
             first = first.model_copy(update={"remembers": False})
         with writing(self._engine) as connection:
-            owner = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == run))
+            owner = connection.scalar(sa.select(RUNS.c.owner).where(RUNS.c.id == run))
             new = self._begin(connection, first, parent=run, forked_at=after, owner=owner)
             for one in recorded[1 : after + 1]:
                 event = instead if instead is not None and one.number == after else one.event
@@ -310,18 +272,18 @@ class Journal:
         """
         _check_text(text)
         with writing(self._engine) as connection:
-            connection.execute(_INBOX.insert().values(run=run, kind=wish, text=text))
+            connection.execute(INBOX.insert().values(run=run, kind=wish, text=text))
 
     def wishes(self, run: str) -> list[tuple[int, Wish, str]]:
         """What was left for a run, oldest first, with numbers for `granted`."""
         with reading(self._engine) as connection:
-            rows = connection.execute(sa.select(_INBOX).where(_INBOX.c.run == run).order_by(_INBOX.c.id)).all()
+            rows = connection.execute(sa.select(INBOX).where(INBOX.c.run == run).order_by(INBOX.c.id)).all()
         return [(row.id, row.kind, row.text) for row in rows]
 
     def granted(self, number: int) -> None:
         """Take a wish out of the inbox."""
         with writing(self._engine) as connection:
-            connection.execute(_INBOX.delete().where(_INBOX.c.id == number))
+            connection.execute(INBOX.delete().where(INBOX.c.id == number))
 
     @functools.cached_property
     def memory(self) -> Memory:
@@ -336,7 +298,7 @@ class Journal:
     @property
     def audit(self) -> AuditLog:
         """The log of everything that was ever written down here."""
-        return AuditLog(self._engine, _EVENTS)
+        return AuditLog(self._engine)
 
     def erase(self, run: str) -> int:
         """Erase a run and its parts: their goals, their events and all they hold; gives how many there were.
@@ -354,9 +316,9 @@ class Journal:
     def _erase(self, run: str, memory: Memory, schedules: Schedules) -> int:
         with writing(self._engine) as connection:
             erased = self.audit.forget(connection, run)
-            for table in (_INBOX, _EVENTS):
+            for table in (INBOX, EVENTS):
                 connection.execute(table.delete().where(table.c.run == run))
-            connection.execute(_RUNS.delete().where(_RUNS.c.id == run))
+            connection.execute(RUNS.delete().where(RUNS.c.id == run))
             memory.forget_run(connection, run)
             schedules.forget_run(connection, run)
         return erased
@@ -364,7 +326,7 @@ class Journal:
     def holds(self, run: str) -> bool:
         """Whether there is a run of this id."""
         with reading(self._engine) as connection:
-            return connection.scalar(sa.select(_RUNS.c.id).where(_RUNS.c.id == run)) is not None
+            return connection.scalar(sa.select(RUNS.c.id).where(RUNS.c.id == run)) is not None
 
     def owner(self, run: str) -> str:
         """Whose a run is.
@@ -373,7 +335,7 @@ class Journal:
             AgentError: no such run.
         """
         with reading(self._engine) as connection:
-            found = connection.scalar(sa.select(_RUNS.c.owner).where(_RUNS.c.id == run))
+            found = connection.scalar(sa.select(RUNS.c.owner).where(RUNS.c.id == run))
         if found is None:
             raise _unknown(run)
         return str(found)
@@ -414,8 +376,8 @@ class Journal:
 def _lines() -> sa.Select[Any]:
     """What a `RunLine` holds, of every run."""
     # Numbers have no gaps, and the last one is found in the index without a walk through all of them.
-    last = sa.select(sa.func.max(_EVENTS.c.number)).where(_EVENTS.c.run == _RUNS.c.id).scalar_subquery()
-    return sa.select(_RUNS, sa.func.coalesce(last + 1, 0).label("events"))
+    last = sa.select(sa.func.max(EVENTS.c.number)).where(EVENTS.c.run == RUNS.c.id).scalar_subquery()
+    return sa.select(RUNS, sa.func.coalesce(last + 1, 0).label("events"))
 
 
 def _unknown(run: str) -> AgentError:

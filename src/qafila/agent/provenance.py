@@ -15,17 +15,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-# Letters that show nothing and could make equal values look different, or different ones equal: bidirectional controls,
-# zero-width marks, tatweel.
-_INVISIBLE = re.compile("[\u00ad\u0640\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-_SPACE = re.compile(r"\s+")
-_SIGNS = str.maketrans({"\u2212": "-", "\u066b": ".", "\u066c": ","})  # minus; Arabic decimal and thousands separators
+from qafila.agent.spelling import one_alef, plain, spaced, without_vowels
+
 # A number of its own: no part of a word, date, time, version, range or address. Thousands may be grouped by commas.
 _NUMBER = re.compile(r"(?<![\w.,@+/\\:-])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w@+/\\-]|[.,:]\d)")
 # A word of a call, not a part of a longer word, address, path or number: "a@b.co" does not stand in "a@b.com".
 _BEFORE, _AFTER = r"(?<![\w@.+/\\:=&%#~?-])", r"(?![\w@+/\\-]|[.:?=&%#~]\w)"
-# How a word that asks for a tool may be written: vowel signs, and the forms of alef.
-_VOWELS, _ALEFS = re.compile("[\u064b-\u065f\u0670]"), re.compile("[أإآٱ]")
 # Where the user says what is not to be done, a word may stand for its opposite.
 _NOT = re.compile(
     r"(?<!\w)(?:not|never|no|nothing|none|nor|neither|without|cannot|avoid|except|instead|rather than"
@@ -34,18 +29,20 @@ _NOT = re.compile(
 )
 
 
-def plain(text: str) -> str:
-    """A text as it is compared: one form of each letter and digit, no case, no invisible letters, single spaces."""
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SIGNS)
-    return _spaced("".join(str(unicodedata.decimal(one)) if one.isdecimal() else one for one in text))
-
-
-def _spaced(text: str) -> str:
-    return _SPACE.sub(" ", text).strip().lower()
+def _whole(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    """What a pattern finds in a text and no mark or invisible letter joins to more: to patterns those end a word."""
+    place = 0
+    while found := pattern.search(text, place):
+        start, end = found.span()
+        around = text[max(0, start - 1) : start] + text[end : end + 1]
+        if not any(unicodedata.category(one) in ("Mn", "Mc", "Me", "Cf") for one in around):
+            yield found[0]
+        place = start + 1
 
 
 def _verb(text: str) -> str:
-    return _ALEFS.sub("ا", _VOWELS.sub("", plain(text)))
+    """A text in which words are looked for that ask for a tool, however they are written."""
+    return one_alef(without_vowels(plain(text)))
 
 
 class Trusted:
@@ -61,9 +58,9 @@ class Trusted:
         self.read = read
         every = (*texts, *before)
         self._texts = tuple(plain(text) for text in every)
-        self._written = tuple(_spaced(unicodedata.normalize("NFC", text)) for text in every)
+        self._written = tuple(spaced(unicodedata.normalize("NFC", text)) for text in every)
         self._numbers = frozenset(
-            Decimal(found.replace(",", "")) for text in self._texts for found in _NUMBER.findall(text)
+            Decimal(found.replace(",", "")) for text in self._texts for found in _whole(_NUMBER, text)
         )
         # A message with a "not" in it asks for no tool: what it is about cannot be told without understanding it.
         wishes = (_verb(text) for text in texts)
@@ -114,7 +111,7 @@ class Trusted:
         )
 
     def _holds_text(self, value: str) -> bool:
-        wanted = _spaced(unicodedata.normalize("NFC", value))
+        wanted = spaced(unicodedata.normalize("NFC", value))
         if not wanted or self._stands(wanted, self._written):
             return True
         # What is written otherwise than the user wrote it may look the same and be another file or mailbox: only the
@@ -124,7 +121,7 @@ class Trusted:
     @staticmethod
     def _stands(wanted: str, texts: Sequence[str]) -> bool:
         word = re.compile(_BEFORE + re.escape(wanted) + _AFTER)
-        return any(word.search(text) for text in texts)
+        return any(found for text in texts for found in _whole(word, text))
 
 
 def untrusted(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from qafila.agent.spelling import TATWEEL, one_form
+
 _WORD = re.compile(r"\w+")
-_SAME = str.maketrans({"ٱ": "ا", "ى": "ي", "ة": "ه"})
 _ARTICLES = ("وال", "بال", "كال", "فال", "ال", "لل")
 #: An article is taken off where at least so many letters stay.
 _STAY = 2
@@ -27,16 +28,17 @@ def words(text: str) -> list[str]:
     """The words of a text, in order, as they are compared."""
     # Decomposed, alef with hamza is alef and a mark; marks are of category Mn in every script.
     letters = unicodedata.normalize("NFKD", text.casefold())
-    shown = (letter for letter in letters if letter != "ـ" and unicodedata.category(letter) not in ("Mn", "Cf"))
+    shown = (letter for letter in letters if letter != TATWEEL and unicodedata.category(letter) not in ("Mn", "Cf"))
     bare = "".join(map(_digit, shown))
-    return [_without_article(word.translate(_SAME)) for word in _WORD.findall(bare) if word not in _EMPTY]
+    return [without_article(one_form(word)) for word in _WORD.findall(bare) if word not in _EMPTY]
 
 
 def _digit(letter: str) -> str:
     return str(unicodedata.digit(letter)) if letter.isdigit() else letter
 
 
-def _without_article(word: str) -> str:
+def without_article(word: str) -> str:
+    """An Arabic word without its article, and what is written together with that; as it is where too little stays."""
     for article in _ARTICLES:
         if word.startswith(article) and len(word) >= len(article) + _STAY:
             return word[len(article) :]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from qafila.chat.dialects import Dialect, dialect_of
+from qafila.chat.server_url import is_loopback, server_url
 from qafila.errors import ContextLengthError, QafilaError, UpstreamError, UsageError
 
 # One event holds one token, or one whole answer with log-probabilities; a server that sends more is broken.
@@ -34,22 +34,16 @@ class Address:
     root: str
 
     @classmethod
-    def parse(cls, url: str) -> Address:
-        """Read what an operator typed: a server, or its API with a path.
+    def parse(cls, url: str, what: str = "upstream") -> Address:
+        """Read what an operator typed: a server, or its API with a path; ``what``: how errors call it.
 
         Raises:
             UsageError: it is no http(s) URL, or has a password, query or fragment.
         """
-        try:
-            parts = urlsplit(url.strip())
-            parts.port  # noqa: B018 (raises where it is no number)
-        except ValueError:
-            raise UsageError(f"upstream {url!r:.120}: is no URL; write it as http://host:port") from None
-        if parts.username is not None or parts.password is not None:
-            # URLs come up in logs and messages.
-            raise UsageError("upstream: its URL holds a user or password; give a key with --upstream-key-env instead")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UsageError(f"upstream {url!r:.120}: is no URL of a server; write it as http://host:port")
+        instead = "name a variable that holds a key instead"
+        parts = server_url(url.strip(), what, example="http://host:port", instead=instead)
+        if parts.query:
+            raise UsageError(f"{what}: {url!r:.120} is no URL of a server; write it as http://host:port")
         whole = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         api = whole if parts.path.strip("/") else f"{whole}/v1"
         return cls(api, api.removesuffix("/v1"))
@@ -57,11 +51,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine."""
-        host = urlsplit(self.api).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(urlsplit(self.api).hostname or "")
 
 
 def read_key(variable: str | None = None, file: str | Path | None = None) -> str | None:
@@ -75,7 +65,7 @@ def read_key(variable: str | None = None, file: str | Path | None = None) -> str
     if variable is not None:
         where, key = f"environment variable {variable}", os.environ.get(variable)
         if key is None:
-            raise UsageError(f"{where}: not set; it should hold the upstream's API key")
+            raise UsageError(f"{where}: not set; it should hold an API key")
     elif file is not None:
         where = f"{file}"
         try:
@@ -308,3 +298,19 @@ async def offered(connection: Connection, where: str) -> list[Offered]:
     if not found:
         raise UpstreamError(f"{where}: its list of models is empty", status=502)
     return found
+
+
+def all_offered(connection: Connection, where: str) -> dict[str, Offered]:
+    """The models of a server by name, for who runs no event loop yet; the connection is closed after it.
+
+    Raises:
+        UpstreamError: it does not say.
+    """
+
+    async def ask() -> dict[str, Offered]:
+        try:
+            return {one.name: one for one in await offered(connection, where)}
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from qafila.cli import agent_options as agent_opt
 from qafila.cli import agent_runs, agent_schedule, stdin, terminal
 from qafila.cli import options as opt
 from qafila.cli.agent_calibrate import calibrate
@@ -68,52 +69,16 @@ command = typer.Typer(
     help='A model that works on a goal over many steps: qafila agent "GOAL", or a command below.',
 )
 
-_Model = Annotated[str, typer.Option("-m", "--model", metavar="MODEL", help="The model, as for `qafila chat`.")]
-_Endpoint = Annotated[
-    str | None, typer.Option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead.")
-]
-_KeyEnv = Annotated[
-    str | None, typer.Option("--key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
-]
-_Policy = Annotated[
-    Path | None,
-    typer.Option(
-        "--policy",
-        metavar="FILE",
-        envvar="QAFILA_AGENT_POLICY",
-        help="What is allowed, asked about, denied (TOML).",
-    ),
-]
-_Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        envvar="QAFILA_AGENT_CONFIG",
-        help="The settings of its tools (default: agent.toml in QAFILA_HOME).",
-    ),
-]
-_Yes = Annotated[bool, typer.Option("-y", "--yes", help="Change files without asking; `undo` takes it back.")]
-
 
 @command.command(_STARTS)
 def _begin(
     goal: Annotated[str, typer.Argument(metavar="GOAL", help="What is to be done; `-` reads it from standard input.")],
-    model: _Model = "default",
-    folder: Annotated[
-        Path, typer.Option("-w", "--workspace", metavar="FOLDER", help="The files it works on (default: this folder).")
-    ] = Path(),
-    tools: Annotated[
-        str | None,
-        typer.Option(
-            "--tools",
-            metavar="NAMES",
-            help="Only these, with commas (`none` for none; `find_tools` among them finds the others).",
-        ),
-    ] = None,
-    yes: _Yes = False,
-    policy: _Policy = None,
-    config: _Config = None,
+    model: agent_opt.Model = "default",
+    folder: agent_opt.Workspace = Path(),
+    tools: agent_opt.Tools = None,
+    yes: agent_opt.Yes = False,
+    policy: agent_opt.Policy = None,
+    config: agent_opt.Config = None,
     steps: Annotated[int, typer.Option(min=1, help="Most answers of the model.")] = 12,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens computed.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="Most seconds.")] = None,
@@ -141,13 +106,13 @@ def _begin(
     no_memory: Annotated[
         bool, typer.Option("--no-memory", help="Be told nothing of before, and keep nothing.")
     ] = False,
-    endpoint: _Endpoint = None,
-    key_env: _KeyEnv = None,
+    endpoint: agent_opt.Endpoint = None,
+    key_env: agent_opt.KeyEnv = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     adapter: opt.Adapter = None,
-    database: agent_runs.Database = None,
-    as_json: agent_runs.JSON = False,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Work on a goal; steps are shown on standard error, the answer goes to standard output."""
     from qafila.agent.calibration import read_calibration
@@ -181,18 +146,18 @@ def _begin(
 
 @command.command("resume")
 def _resume(
-    run: agent_runs.Run,
+    run: agent_opt.Run,
     say: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Something to tell it first.")] = None,
-    yes: _Yes = False,
-    policy: _Policy = None,
-    config: _Config = None,
-    endpoint: _Endpoint = None,
-    key_env: _KeyEnv = None,
+    yes: agent_opt.Yes = False,
+    policy: agent_opt.Policy = None,
+    config: agent_opt.Config = None,
+    endpoint: agent_opt.Endpoint = None,
+    key_env: agent_opt.KeyEnv = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     adapter: opt.Adapter = None,
-    database: agent_runs.Database = None,
-    as_json: agent_runs.JSON = False,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Go on with a run: after a crash, with a new budget, or with something new to do."""
     journal = open_journal(database)
@@ -206,23 +171,23 @@ def _resume(
 
 @command.command("approve")
 def _approve(
-    run: agent_runs.Run,
+    run: agent_opt.Run,
     deny: Annotated[bool, typer.Option("--deny", help="Say no; the run goes on without it.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
     only: Annotated[
         list[int] | None,
         typer.Option("--only", metavar="NUMBER", min=1, help="Of several calls only this one (again for more)."),
     ] = None,
-    yes: _Yes = False,
-    policy: _Policy = None,
-    config: _Config = None,
-    endpoint: _Endpoint = None,
-    key_env: _KeyEnv = None,
+    yes: agent_opt.Yes = False,
+    policy: agent_opt.Policy = None,
+    config: agent_opt.Config = None,
+    endpoint: agent_opt.Endpoint = None,
+    key_env: agent_opt.KeyEnv = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     adapter: opt.Adapter = None,
-    database: agent_runs.Database = None,
-    as_json: agent_runs.JSON = False,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Allow what a waiting run asked for (or not, with --deny), and let it go on.
 
@@ -257,7 +222,7 @@ def _approve(
 
 
 @command.command("stop")
-def _stop(run: agent_runs.Run, database: agent_runs.Database = None) -> None:
+def _stop(run: agent_opt.Run, database: agent_opt.Database = None) -> None:
     """Stop a run that is being worked on; `resume` goes on with it."""
     journal = open_journal(database)
     found = journal.find(run)
@@ -269,9 +234,9 @@ def _stop(run: agent_runs.Run, database: agent_runs.Database = None) -> None:
 
 @command.command("say")
 def _say(
-    run: agent_runs.Run,
+    run: agent_opt.Run,
     text: Annotated[str, typer.Argument(help="What to tell it.")],
-    database: agent_runs.Database = None,
+    database: agent_opt.Database = None,
 ) -> None:
     """Tell a run something while it works; it reads it before its next step."""
     if not text.strip():
@@ -284,9 +249,9 @@ def _say(
 
 @command.command("undo")
 def _undo(
-    run: agent_runs.Run,
+    run: agent_opt.Run,
     everything: Annotated[bool, typer.Option("--all", help="Everything it changed, not only the last call.")] = False,
-    database: agent_runs.Database = None,
+    database: agent_opt.Database = None,
 ) -> None:
     """Take back what a run changed in its files and in the memory."""
     from qafila.agent.undo import undo
@@ -298,9 +263,9 @@ def _undo(
 
 @command.command("fork")
 def _fork(
-    run: agent_runs.Run,
+    run: agent_opt.Run,
     after: Annotated[int, typer.Argument(metavar="EVENT", min=0, help="The last event that both share (see `show`).")],
-    database: agent_runs.Database = None,
+    database: agent_opt.Database = None,
 ) -> None:
     """Make a new run that begins as another did; `resume` goes on with it."""
     journal = open_journal(database)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qafila.cli import agent_options as agent_opt
 from qafila.cli import options as opt
 from qafila.errors import UsageError
 
@@ -23,13 +24,13 @@ def calibrate(
     examples: Annotated[
         Path, typer.Argument(metavar="FILE", help='JSONL: {"goal": ..., "tools": [...], "tool": name or null}.')
     ],
-    model: Annotated[str, typer.Option("-m", "--model", metavar="MODEL", help="The model.")] = "default",
+    model: agent_opt.Model = "default",
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE", help="Where to write (default: found by itself later).")
     ] = None,
     threads: opt.Threads = None,
     adapter: opt.Adapter = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Fit a model's odds of tools to examples; half of them only measure the result."""
     from qafila.agent.calibration import Calibration, fit, keep_calibration, quality, write_calibration

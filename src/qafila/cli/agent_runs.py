@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qafila.cli import agent_options as agent_opt
 from qafila.cli import options as opt
 from qafila.cli import terminal
 from qafila.cli.agent_question import question
@@ -21,23 +22,11 @@ if TYPE_CHECKING:
     from qafila.agent.journal import Journal
     from qafila.agent.replay import Check
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="The first letters of its id, or `last`.")]
-Database = Annotated[
-    str | None,
-    typer.Option(
-        "--database",
-        metavar="URL",
-        envvar="QAFILA_AGENT_DATABASE",
-        help="Where runs are kept (default: SQLite in QAFILA_HOME).",
-    ),
-]
-JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
 
 def runs(
     most: Annotated[int, typer.Option("-n", "--most", min=1, help="How many of the newest.")] = 20,
-    database: Database = None,
-    as_json: JSON = False,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """List the runs, newest first."""
     from qafila.agent.show import run_row
@@ -60,7 +49,7 @@ def runs(
         typer.echo(f"{one.id}  {when}  {one.status:<12} {part}{goal[:80]}")
 
 
-def show(run: Run, database: Database = None, as_json: JSON = False) -> None:
+def show(run: agent_opt.Run, database: agent_opt.Database = None, as_json: agent_opt.JSON = False) -> None:
     """Show a run: every event, in order."""
     from qafila.agent.show import as_json as in_json
     from qafila.agent.show import summary, transcript
@@ -97,7 +86,7 @@ def _worked_on(journal: Journal, run: str) -> bool:
 
 
 def replay(
-    run: Run,
+    run: agent_opt.Run,
     verify: Annotated[bool, typer.Option("--verify", help="Ask the model again, and compare every token.")] = False,
     what_if: Annotated[
         tuple[int, str] | None,
@@ -105,8 +94,8 @@ def replay(
     ] = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
-    database: Database = None,
-    as_json: JSON = False,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Prove that a run happened as it is written down, or make another of it in which one result was different."""
     if verify == (what_if is not None):
@@ -122,12 +111,12 @@ def replay(
 
 
 def explain(
-    run: Run,
+    run: agent_opt.Run,
     event: Annotated[int, typer.Argument(metavar="EVENT", min=0, help="The answer's number, as `show` has it.")],
     threads: opt.Threads = None,
     context: opt.Context = None,
-    database: Database = None,
-    as_json: JSON = False,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Measure which parts of what the model was told caused an answer, by leaving each of them out."""
     from qafila.agent.explain import explain as causes_of

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from qafila.cli import agent_runs, terminal
+from qafila.cli import agent_options as agent_opt
 from qafila.cli import options as opt
+from qafila.cli import terminal
 from qafila.cli.agent_setup import load_config, mcp_tools, open_client, open_journal, tool_names, workspace
 from qafila.errors import QafilaError, UsageError
 
@@ -40,15 +41,6 @@ command = typer.Typer(
 )
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name or id.")]
-_Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        envvar="QAFILA_AGENT_CONFIG",
-        help="The agent's settings (default: agent.toml in QAFILA_HOME).",
-    ),
-]
 
 
 @command.command("add")
@@ -74,16 +66,12 @@ def _add(
         False
     ),
     brief: Annotated[bool, typer.Option("--brief", help="Tell nothing where there is nothing to tell.")] = False,
-    folder: Annotated[
-        Path, typer.Option("-w", "--workspace", metavar="FOLDER", help="Its files (default: this folder).")
-    ] = Path(),
-    tools: Annotated[
-        str | None, typer.Option("--tools", metavar="NAMES", help="Only these, with commas (`none` for none).")
-    ] = None,
+    folder: agent_opt.Workspace = Path(),
+    tools: agent_opt.Tools = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Most answers of the model.")] = 12,
-    config: _Config = None,
-    database: agent_runs.Database = None,
-    as_json: agent_runs.JSON = False,
+    config: agent_opt.Config = None,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Have a goal worked on by itself; whatever it would change waits for your word."""
     journal = open_journal(database)
@@ -116,7 +104,7 @@ def _add(
 
 
 @command.command("list")
-def _list(database: agent_runs.Database = None, as_json: agent_runs.JSON = False) -> None:
+def _list(database: agent_opt.Database = None, as_json: agent_opt.JSON = False) -> None:
     """List the schedules, and when each is due next."""
     found = open_journal(database).schedules.list(_OWNER)
     if as_json:
@@ -129,19 +117,19 @@ def _list(database: agent_runs.Database = None, as_json: agent_runs.JSON = False
 
 
 @command.command("remove")
-def _remove(name: _Name, database: agent_runs.Database = None) -> None:
+def _remove(name: _Name, database: agent_opt.Database = None) -> None:
     """Remove a schedule; its runs and notices stay."""
     typer.echo(f"removed {open_journal(database).schedules.remove(_OWNER, name).wanted.name}")
 
 
 @command.command("pause")
-def _pause(name: _Name, database: agent_runs.Database = None) -> None:
+def _pause(name: _Name, database: agent_opt.Database = None) -> None:
     """Have a schedule begin nothing until `resume`."""
     typer.echo(f"paused {open_journal(database).schedules.pause(_OWNER, name, True).wanted.name}")
 
 
 @command.command("resume")
-def _resume(name: _Name, database: agent_runs.Database = None) -> None:
+def _resume(name: _Name, database: agent_opt.Database = None) -> None:
     """Let a paused schedule go on; what it missed meanwhile stays missed."""
     typer.echo(f"goes on: {open_journal(database).schedules.pause(_OWNER, name, False).wanted.name}")
 
@@ -152,7 +140,7 @@ def _fire(
     key: Annotated[
         str | None, typer.Option("--key", metavar="KEY", help="The same key sets things off once, however often.")
     ] = None,
-    database: agent_runs.Database = None,
+    database: agent_opt.Database = None,
 ) -> None:
     """Announce something: what waits for it is worked on by the scheduler, after quiet hours if it is in them."""
     from qafila.agent.schedules.triggers import known_name
@@ -164,8 +152,8 @@ def _fire(
 
 def notices(
     everything: Annotated[bool, typer.Option("--all", help="Those that were shown before as well.")] = False,
-    database: agent_runs.Database = None,
-    as_json: agent_runs.JSON = False,
+    database: agent_opt.Database = None,
+    as_json: agent_opt.JSON = False,
 ) -> None:
     """Show what runs of schedules have to tell, newest first; each once."""
     schedules = open_journal(database).schedules
@@ -182,28 +170,16 @@ def notices(
 
 
 def scheduler(
-    model: Annotated[str, typer.Option("-m", "--model", metavar="MODEL", help="As for `qafila chat`.")] = "default",
+    model: agent_opt.Model = "default",
     once: Annotated[bool, typer.Option("--once", help="Work what is due now and end: for cron and timers.")] = False,
-    policy: Annotated[
-        Path | None,
-        typer.Option(
-            "--policy",
-            metavar="FILE",
-            envvar="QAFILA_AGENT_POLICY",
-            help="What is denied, or asked about.",
-        ),
-    ] = None,
-    config: _Config = None,
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead.")
-    ] = None,
-    key_env: Annotated[
-        str | None, typer.Option("--key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
-    ] = None,
+    policy: agent_opt.Policy = None,
+    config: agent_opt.Config = None,
+    endpoint: agent_opt.Endpoint = None,
+    key_env: agent_opt.KeyEnv = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
     adapter: opt.Adapter = None,
-    database: agent_runs.Database = None,
+    database: agent_opt.Database = None,
 ) -> None:
     """Work what schedules set off, until Ctrl-C; what it finds is in `qafila agent notices`."""
     from qafila.agent.policy import Policy, read_policy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import logging
 import math
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from qafila.agent.policy import Policy
     from qafila.agent.tool import Tool
     from qafila.chat.client import ChatClient
-
-#: What a person at the terminal is shown of a call at once; the rest where they ask for it.
 
 
 def open_journal(database: str | None) -> Journal:
@@ -138,19 +135,11 @@ def open_client(
 
 def _remote(model: str, endpoint: str, key_variable: str | None) -> ChatClient:
     from qafila.chat.remote import RemoteClient
-    from qafila.chat.upstream import Address, Connection, Offered, offered, read_key
+    from qafila.chat.upstream import Address, Connection, all_offered, read_key
 
     key, where = read_key(key_variable), f"endpoint {endpoint}"
-    address = Address.parse(endpoint)
-
-    async def models() -> dict[str, Offered]:
-        connection = Connection(address, key=key, where=where)
-        try:
-            return {one.name: one for one in await offered(connection, where)}
-        finally:
-            await connection.close()
-
-    known = asyncio.run(models())
+    address = Address.parse(endpoint, "endpoint")
+    known = all_offered(Connection(address, key=key, where=where), where)
     if model == "default" and model not in known and len(known) == 1:
         model = next(iter(known))
     if model not in known:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qafila.cli.agent_runs import Database, Run
+from qafila.cli.agent_options import JSON, Database, Run
 from qafila.cli.agent_setup import open_journal
 from qafila.errors import UsageError
 
@@ -36,7 +36,7 @@ def _verify(
         typer.Option("--checkpoint", metavar="FILE", help="A checkpoint that was kept elsewhere; may be repeated."),
     ] = None,
     database: Database = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Prove that nothing in the log was changed, removed, reordered or added; status 1 if something was."""
     from qafila.agent.audit import MOST_NAMED, verify

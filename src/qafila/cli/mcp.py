@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qafila.cli import agent_options as agent_opt
 from qafila.cli import terminal
 from qafila.cli.agent_setup import load_config, load_policy, need_mcp, tool_names, workspace
 from qafila.errors import AgentError, UsageError
@@ -26,20 +27,11 @@ command = typer.Typer(
     help="Tools of MCP servers, and ours as one.",
     callback=need_mcp,
 )
-_Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        envvar="QAFILA_AGENT_CONFIG",
-        help="The settings that name the servers (default: agent.toml in QAFILA_HOME).",
-    ),
-]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The server, as the settings call it.")]
 
 
 @command.command("list")
-def _list(config: _Config = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def _list(config: agent_opt.Config = None, as_json: agent_opt.JSON = False) -> None:
     """List the servers of the settings and their trusted tools; no server is started for it."""
     from qafila.agent.mcp.pins import pins_path, read_pins
 
@@ -78,7 +70,7 @@ def _row(name: str, server: Server, pinned: PinnedServer | None) -> dict[str, An
 @command.command("trust")
 def _trust(
     name: _Name,
-    config: _Config = None,
+    config: agent_opt.Config = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Trust what is shown without asking.")] = False,
 ) -> None:
     """Show what a server offers, or what it changed, and trust it as it is now."""
@@ -165,16 +157,11 @@ def _differences(name: str, server: Server, before: PinnedServer | None, now: Pi
 
 @command.command("serve")
 def _serve(
-    folder: Annotated[
-        Path, typer.Option("-w", "--workspace", metavar="FOLDER", help="The files it works on (default: this folder).")
-    ] = Path(),
+    folder: agent_opt.Workspace = Path(),
     tools: Annotated[str | None, typer.Option("--tools", metavar="NAMES", help="Only these, with commas.")] = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option("--policy", metavar="FILE", envvar="QAFILA_AGENT_POLICY", help="What is allowed and denied."),
-    ] = None,
+    policy: agent_opt.Policy = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Let clients change files; nothing takes it back.")] = False,
-    config: _Config = None,
+    config: agent_opt.Config = None,
     http: Annotated[
         int | None, typer.Option("--http", metavar="PORT", min=0, max=65535, help="On this machine's port, not stdio.")
     ] = None,

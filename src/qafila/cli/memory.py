@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from qafila.cli import terminal
-from qafila.cli.agent_runs import JSON, Database
+from qafila.cli.agent_options import JSON, Database
 from qafila.cli.agent_setup import open_journal
 from qafila.errors import UsageError
 

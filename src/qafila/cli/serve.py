@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qafila.cli import agent_options as agent_opt
 from qafila.cli import options as opt
 from qafila.cli.agent_setup import load_config, mcp_tools, tool_names
 from qafila.errors import StorageError, UsageError
@@ -113,32 +114,11 @@ def command(
             metavar="FOLDER", envvar="QAFILA_AGENT_FOLDER", help="Serve an agent (/v1/agent) that works in this folder."
         ),
     ] = None,
-    agent_policy: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", envvar="QAFILA_AGENT_POLICY", help="What it may do, is asked about, may not (TOML)."
-        ),
-    ] = None,
-    agent_config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            envvar="QAFILA_AGENT_CONFIG",
-            help="Settings of its tools (default: agent.toml in QAFILA_HOME, if it is there).",
-        ),
-    ] = None,
-    agent_tools: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="The only tools that it may have, with commas.")
-    ] = None,
+    agent_policy: agent_opt.ServedPolicy = None,
+    agent_config: agent_opt.ServedConfig = None,
+    agent_tools: agent_opt.ServedTools = None,
     agent_runs: Annotated[int, typer.Option(min=1, help="Runs of the agent worked on at once; others wait.")] = 4,
-    agent_database: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            envvar="QAFILA_AGENT_DATABASE",
-            help="Where its runs are kept (default: SQLite in QAFILA_HOME, as for `qafila agent`).",
-        ),
-    ] = None,
+    agent_database: agent_opt.ServedDatabase = None,
     otlp_endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Send OpenTelemetry traces there (http://127.0.0.1:4318).")
     ] = None,

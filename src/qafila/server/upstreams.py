@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from qafila.chat.client import ChatClient
 from qafila.chat.dialects import DIALECTS
 from qafila.chat.remote import RemoteClient
-from qafila.chat.upstream import Address, Connection, Offered, offered, read_key
+from qafila.chat.upstream import Address, Connection, Offered, all_offered, read_key
 from qafila.errors import UsageError
 from qafila.server.models import Entry
 
@@ -63,7 +62,8 @@ def upstream_entries(upstream: Upstream) -> list[Entry]:
     if upstream.models and upstream.kind is not None:
         known = {there: Offered(there, DIALECTS[upstream.kind], None) for there in upstream.models.values()}
     else:
-        known = asyncio.run(_ask(upstream))
+        where = f"upstream {upstream.url}"
+        known = all_offered(upstream.connection(where), where)
     names = dict(upstream.models) or {name: name for name in known}
     missing = sorted(set(names.values()) - set(known))
     if missing:
@@ -71,15 +71,6 @@ def upstream_entries(upstream: Upstream) -> list[Entry]:
             f"upstream {upstream.url}: has no model {missing[0]!r:.120}; it has {', '.join(list(known)[:20])}"
         )
     return [_entry(name, upstream, known[there]) for name, there in names.items()]
-
-
-async def _ask(upstream: Upstream) -> dict[str, Offered]:
-    where = f"upstream {upstream.url}"
-    connection = upstream.connection(where)
-    try:
-        return {each.name: each for each in await offered(connection, where)}
-    finally:
-        await connection.close()
 
 
 def _entry(name: str, upstream: Upstream, model: Offered) -> Entry:

@@ -186,10 +186,11 @@ def test_dates_are_written_out_where_a_call_may_be_made_on_another_day(config: C
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"caldav": "ftp://x/"}, "no address"), ({"caldav": "https:///x"}, "no address"),
-        ({"caldav": "x"}, "no address"),
+        ({"caldav": "ftp://x/"}, "no URL"), ({"caldav": "https:///x"}, "no URL"),
+        ({"caldav": "x"}, "no URL"), ({"caldav": "https://a:b@[x/"}, "caldav: is no URL"),
+        ({"caldav": "https://example.org:99999/"}, "no URL"), ({"caldav": "https://a:b@c:d/"}, "user and password_env"),
         ({"caldav": "https://a:b@example.org/"}, "user and password_env instead"),
-        ({"caldav": "http://example.org/"}, "needs https"), ({"caldav": "https://example.org/?x"}, "no address"),
+        ({"caldav": "http://example.org/"}, "needs https"), ({"caldav": "https://example.org/?x"}, "no URL"),
         ({"user": None}, "go together"), ({"password_env": None}, "go together"),
         ({"password_env": "TEST_NOT_SET"}, "TEST_NOT_SET is not set"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qafila.agent.journal import Journal
 from qafila.agent.memory import store
 from qafila.agent.memory.search import WordIndex
 from qafila.agent.memory.store import MOST_TEXT, Memory
@@ -22,9 +23,9 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def memory(file: Path) -> Iterator[Memory]:
     ticks = itertools.count(1000.0)
-    made = Memory(f"sqlite:///{file}", clock=lambda: next(ticks))
-    yield made
-    made.close()
+    journal = Journal(f"sqlite:///{file}", clock=lambda: next(ticks))
+    yield journal.memory
+    journal.close()
 
 
 def texts(memory: Memory, owner: str = "", **which: object) -> list[str]:

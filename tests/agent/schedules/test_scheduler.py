@@ -366,7 +366,7 @@ def begun(place: Place, delay: float) -> subprocess.Popen[str]:
         from scripted_agent import ScriptedAgent
 
         journal = Journal({place.url!r})
-        schedules = Schedules({place.url!r}, clock=lambda: 86400.0 * 3)
+        schedules = Schedules(journal._engine, clock=lambda: 86400.0 * 3)
         def agent_for(schedule):
             client = ScriptedAgent(["well"], delay={delay})
             return Agent(client, Toolbox(()), journal, workspace=Path({str(place.workspace)!r}))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scripted_agent import Answer, ScriptedAgent
 
-from qafila.agent.memory.store import Memory
+from qafila.agent.journal import Journal
 from qafila.server.assemble import assemble
 from qafila.server.local_models import local_entry
 from qafila.server.models import Entry, Models
@@ -289,7 +289,7 @@ def test_a_stream_that_breaks_off_is_taken_up_where_it_was(open_page: Open, plac
 
 
 def test_memory_is_searched_edited_kept_added_and_forgotten(open_page: Open, place: Place) -> None:
-    memory, owner = Memory(place.database), ""  # of this machine's own user
+    memory, owner = Journal(place.database).memory, ""  # of this machine's own user
     memory.add(owner, "profile", "Prefers tea")
     words = "الاجتماع <b>الخميس</b>"
     memory.add(owner, "fact", words, source="read_file", trusted=False, state="proposed")

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from typing import Final
+from urllib.parse import quote, unquote, urljoin
 from xml.parsers import expat
 
 from qafila.agent.agenda.dates import When
@@ -20,10 +20,8 @@ from qafila.agent.agenda.occurrences import Series
 from qafila.agent.agenda.store import Stored, needed_zone
 from qafila.agent.config import Calendar
 from qafila.agent.tool import Effect, Surroundings, ToolError
+from qafila.chat.server_url import is_loopback, server_url
 from qafila.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 _MOST_BYTES: Final = 16 << 20
 _SECONDS: Final = 20.0
@@ -34,7 +32,6 @@ _QUERY: Final = (
     '<C:filter><C:comp-filter name="VCALENDAR"><C:comp-filter name="VEVENT">{window}</C:comp-filter></C:comp-filter>'
     "</C:filter></C:calendar-query>"
 )
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class CaldavStore:
@@ -52,13 +49,13 @@ class CaldavStore:
 
     def __init__(self, config: Calendar) -> None:
         url = config.caldav or ""
-        parts = urlsplit(url)
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
-            raise UsageError(f"[calendar] caldav: {url!r:.120} is no address of a collection; write https://host/path/")
-        if parts.username is not None or parts.password is not None:
-            raise UsageError("[calendar] caldav: holds a user or password; give user and password_env instead")
-        if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-            raise UsageError(f"[calendar] caldav: {parts.hostname} needs https, or everybody can read along")
+        where, example = "[calendar] caldav", "https://host/path/"
+        parts = server_url(url, where, example=example, instead="give user and password_env instead")
+        host = parts.hostname or ""
+        if parts.query:
+            raise UsageError(f"{where}: {url!r:.120} is no URL of a collection; write it as {example}")
+        if parts.scheme == "http" and not is_loopback(host):
+            raise UsageError(f"{where}: {host} needs https, or everybody can read along")
         if (config.user is None) != (config.password_env is None):
             raise UsageError("[calendar] user and password_env go together")
         self._auth: tuple[str, str] | None = None
@@ -68,7 +65,7 @@ class CaldavStore:
                 raise UsageError(f"[calendar] password_env: the variable {config.password_env} is not set")
             self._auth = (config.user, password)
         self._url = url if url.endswith("/") else url + "/"
-        self._host = parts.hostname
+        self._host = host
 
     def read(self, place: Surroundings, window: tuple[datetime, datetime] | None = None) -> list[Stored]:
         """See `Store`."""

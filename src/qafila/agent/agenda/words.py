@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
-# Signs that are left out: what shows nothing, tatweel, and apostrophes, which some write in Hijri months.
-_LEFT_OUT: Final = re.compile(
-    "[\u00ad\u0640\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff'\u2018\u2019\u02be\u02bf]"
-)
-# Letters that people write one for the other.
-_LETTERS: Final = str.maketrans("أإآٱىیة", "ااااييه")
-_SIGNS: Final = str.maketrans("،٬٫−–—", ",,.---")
+from qafila.agent import spelling
+
+# Some write apostrophes in Hijri months.
+_SIGNS: Final = str.maketrans("،–—", ",--", "'\u2018\u2019\u02be\u02bf")
 
 
 def plain(text: str) -> str:
-    """A text as it is compared: ASCII digits, no case, no vowel marks, one form of letters that are often confused."""
-    kept = "".join(
-        str(unicodedata.digit(sign)) if sign.isdigit() else sign
-        for sign in unicodedata.normalize("NFKC", _LEFT_OUT.sub("", text)).casefold()
-        if not ("\u064b" <= sign <= "\u065f" or sign == "\u0670")
-    )
-    return " ".join(kept.translate(_LETTERS).translate(_SIGNS).split())
+    """A text as it is compared: as `spelling.plain`, with no vowels and no apostrophes, and letters in one form."""
+    text = spelling.without_vowels(spelling.plain(text))
+    return " ".join(spelling.one_form(text).translate(_SIGNS).split())
 
 
 def _numbered(*lines: str, first: int = 1) -> dict[str, int]:

@@ -46,7 +46,9 @@ _VECTORS = sa.Table(
     sa.Column("vector", sa.LargeBinary, nullable=False),
 )
 SCHEMA = Schema("documents", (_DOCUMENTS, _PASSAGES, _VECTORS))
-_WORDS = "document_words"
+_WORDS_TABLE = "document_words"
+# Of FTS5 are the column of ranks, and one of the table's own name, which is all of a row (sqlite.org/fts5.html).
+_WORDS = sa.table(_WORDS_TABLE, sa.column("rowid"), sa.column("words"), sa.column("rank"), sa.column(_WORDS_TABLE))
 #: Of reciprocal rank fusion.
 _FUSION = 60
 #: Passages of each ranking that are joined.
@@ -90,7 +92,7 @@ class DocumentIndex:
         self._clock = clock
         prepare(self._engine, SCHEMA)
         with writing(self._engine) as connection:
-            connection.exec_driver_sql(f"CREATE VIRTUAL TABLE IF NOT EXISTS {_WORDS} USING fts5(words)")
+            connection.exec_driver_sql(f"CREATE VIRTUAL TABLE IF NOT EXISTS {_WORDS_TABLE} USING fts5(words)")
 
     def close(self) -> None:
         """Let go of the database."""
@@ -122,16 +124,12 @@ class DocumentIndex:
             )
             assert row.inserted_primary_key is not None
             # A file's name tells what it is about, too.
-            connection.exec_driver_sql(
-                f"INSERT INTO {_WORDS} (rowid, words) VALUES (?, ?)",  # noqa: S608 - a constant name
-                (row.inserted_primary_key[0], " ".join(words(f"{path} {one.text}"))),
-            )
+            found = " ".join(words(f"{path} {one.text}"))
+            connection.execute(_WORDS.insert().values(rowid=row.inserted_primary_key[0], words=found))
 
     def _drop(self, connection: sa.Connection, document: int) -> None:
-        connection.exec_driver_sql(
-            f"DELETE FROM {_WORDS} WHERE rowid IN (SELECT id FROM document_passages WHERE document = ?)",  # noqa: S608
-            (document,),
-        )
+        gone = sa.select(_PASSAGES.c.id).where(_PASSAGES.c.document == document)
+        connection.execute(_WORDS.delete().where(_WORDS.c.rowid.in_(gone)))
         connection.execute(_DOCUMENTS.delete().where(_DOCUMENTS.c.id == document))
 
     async def search(self, folder: str, question: str, *, most: int = 4, meaning: Meaning | None = None) -> Found:
@@ -172,11 +170,9 @@ class DocumentIndex:
         if not asked:
             return []
         match = " OR ".join(f'"{word}"' if len(word) < 3 else f'"{word}"*' for word in asked)
-        rows = connection.exec_driver_sql(
-            f"SELECT rowid FROM {_WORDS} WHERE {_WORDS} MATCH ? ORDER BY rank, rowid",  # noqa: S608
-            (match,),
-        )
-        return [row.rowid for row in rows if row.rowid in every]
+        matching = sa.select(_WORDS.c.rowid).where(_WORDS.c[_WORDS_TABLE].match(match))
+        ranked = connection.scalars(matching.order_by(_WORDS.c.rank, _WORDS.c.rowid))
+        return [passage for passage in ranked if passage in every]
 
     def _keep(self, passage: int, text: str, model: str, vector: bytes) -> None:
         """Keep a vector, unless another search did, or the passage has changed since its text was read."""

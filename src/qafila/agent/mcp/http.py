@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
+from qafila.chat.server_url import is_loopback, server_url
 from qafila.errors import UsageError
 
 #: Bytes of one answer, and of one event of a stream.
@@ -22,26 +21,12 @@ def checked_url(url: str, where: str) -> bool:
     Raises:
         UsageError: it is none, holds a password, or would send what is said in the clear over a network.
     """
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 (raises where it is no number)
-    except ValueError:
-        raise UsageError(f"{where}: {url!r:.120} is no URL") from None
-    if parts.username is not None or parts.password is not None:
-        raise UsageError(f"{where}: its URL holds a user or password; name a variable with token_env instead")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
-        raise UsageError(f"{where}: {url!r:.120} is no URL of a server; write it as https://host/mcp")
-    local = _is_loopback(parts.hostname)
+    instead = "name a variable with token_env instead"
+    parts = server_url(url, where, example="https://host/mcp", instead=instead)
+    local = is_loopback(parts.hostname or "")
     if parts.scheme == "http" and not local:
         raise UsageError(f"{where}: {url!r:.120} is not encrypted and not of this machine; use https")
     return local
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def token(variable: str | None, where: str, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from qafila.agent.words import words
 
 _TABLE = "agent_memory_words"
+# Of FTS5 are the column of ranks, and one of the table's own name: all of a row, or a command (sqlite.org/fts5.html).
+_WORDS = sa.table(_TABLE, sa.column("words"), sa.column("id"), sa.column("rank"), sa.column(_TABLE))
 
 
 class WordIndex:
@@ -30,19 +32,16 @@ class WordIndex:
         """Index an entry's text, in place of what it had."""
         if self._full_text:
             self.drop(connection, [entry])
-            connection.exec_driver_sql(
-                f"INSERT INTO {_TABLE} (words, id) VALUES (?, ?)",  # noqa: S608 - a constant name
-                (" ".join(words(text)), entry),
-            )
+            connection.execute(_WORDS.insert().values(words=" ".join(words(text)), id=entry))
 
     def drop(self, connection: sa.Connection, entries: Sequence[str]) -> None:
         """Take entries out, so that nothing of them stays in the index."""
         if not self._full_text or not entries:
             return
         for entry in entries:
-            connection.exec_driver_sql(f"DELETE FROM {_TABLE} WHERE id = ?", (entry,))  # noqa: S608
-        # A deleted row stays in FTS5's segments until they are merged (sqlite.org/fts5.html, "optimize").
-        connection.exec_driver_sql(f"INSERT INTO {_TABLE} ({_TABLE}) VALUES ('optimize')")  # noqa: S608
+            connection.execute(_WORDS.delete().where(_WORDS.c.id == entry))
+        # A deleted row stays in FTS5's segments until they are merged.
+        connection.execute(_WORDS.insert().values({_TABLE: "optimize"}))
 
     def ranked(self, connection: sa.Connection, wanted: str, texts: Sequence[tuple[str, str]]) -> list[str]:
         """Ids of the entries that hold a word of ``wanted``, or one that begins so; best first.
@@ -56,11 +55,8 @@ class WordIndex:
         known = {entry for entry, _ in texts}
         if self._full_text:
             match = " OR ".join(f'"{word}"*' for word in asked)
-            rows = connection.exec_driver_sql(
-                f"SELECT id FROM {_TABLE} WHERE {_TABLE} MATCH ? ORDER BY rank, id",  # noqa: S608
-                (match,),
-            )
-            return [row.id for row in rows if row.id in known]
+            matching = sa.select(_WORDS.c.id).where(_WORDS.c[_TABLE].match(match)).order_by(_WORDS.c.rank, _WORDS.c.id)
+            return [entry for entry in connection.scalars(matching) if entry in known]
         hits = {entry: _hits(asked, words(text)) for entry, text in texts}
         return sorted((entry for entry in hits if hits[entry]), key=lambda entry: (-hits[entry], entry))
 

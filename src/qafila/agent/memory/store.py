@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from qafila.agent.memory.search import WordIndex
 from qafila.agent.observation import whole_letters
-from qafila.agent.provenance import plain
-from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
+from qafila.agent.spelling import plain
+from qafila.database import TABLES, Schema, prepare, reading, writing
 from qafila.errors import AgentError
 
 Kind: TypeAlias = Literal["profile", "fact", "episode"]
@@ -87,23 +87,18 @@ class Memory:
     """What is remembered of each owner; an owner never sees another one's.
 
     Args:
-        database: its engine, or its URL. clock: seconds since 1970.
+        engine: of the database, see `qafila.database.open_database`. clock: seconds since 1970.
 
     Raises:
-        UsageError, StorageError: the database cannot be opened.
+        StorageError: the database fails; so does every method.
     """
 
-    def __init__(self, database: sa.Engine | str, *, clock: Callable[[], float] = time.time) -> None:
-        self._engine = open_database(database, durable=True) if isinstance(database, str) else database
-        self._clock = clock
-        self._index = WordIndex(self._engine.dialect.name)
-        prepare(self._engine, SCHEMA)
-        with writing(self._engine) as connection:
+    def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self._clock = engine, clock
+        self._index = WordIndex(engine.dialect.name)
+        prepare(engine, SCHEMA)
+        with writing(engine) as connection:
             self._index.prepare(connection)
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self._engine.dispose()
 
     def add(
         self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,12 @@ from qafila.agent.events import Ended
 from qafila.agent.journal import Journal
 from qafila.agent.loop import Agent
 from qafila.agent.policy import Policy, Proposed, Verdict
-from qafila.agent.provenance import plain
 from qafila.agent.reasons import Reason
 from qafila.agent.run_lock import BusyError
 from qafila.agent.schedules.instants import Quiet
 from qafila.agent.schedules.planner import Planner, Reader
 from qafila.agent.schedules.store import Fire, Schedule, Schedules
+from qafila.agent.spelling import plain, without_vowels
 from qafila.agent.state import State
 from qafila.errors import QafilaError, StorageError
 
@@ -56,8 +55,7 @@ def run_of(fire: Fire) -> str:
 
 def says_nothing(answer: str) -> bool:
     """Whether a brief finds nothing worth telling."""
-    letters = (letter for letter in plain(answer) if unicodedata.category(letter) != "Mn")
-    return "".join(letters).strip(" .!،؛\"'`*") in _NOTHING
+    return without_vowels(plain(answer)).strip(" .!،؛\"'`*") in _NOTHING
 
 
 class Scheduler:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import sqlalchemy as sa
 
 from qafila.agent.schedules.triggers import TRIGGER, OnName, Trigger
-from qafila.database import TABLES, Schema, open_database, prepare, reading, writing
+from qafila.database import TABLES, Schema, prepare, reading, writing
 from qafila.errors import AgentError
 
 Missed: TypeAlias = Literal["skip", "once", "all"]
@@ -167,20 +167,15 @@ class Schedules:
     """All schedules of a database.
 
     Args:
-        database: its engine, or its URL. clock: seconds since 1970.
+        engine: of the database, see `qafila.database.open_database`. clock: seconds since 1970.
 
     Raises:
-        UsageError, StorageError: the database cannot be opened.
+        StorageError: the database fails; so does every method.
     """
 
-    def __init__(self, database: sa.Engine | str, *, clock: Callable[[], float] = time.time) -> None:
-        self._engine = open_database(database, durable=True) if isinstance(database, str) else database
-        self.clock = clock
-        prepare(self._engine, SCHEMA)
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self._engine.dispose()
+    def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self.clock = engine, clock
+        prepare(engine, SCHEMA)
 
     def add(self, owner: str, wanted: Wanted, seen: Mapping[str, str] | None = None) -> Schedule:
         """Keep a schedule; what came before it does not set it off. ``seen``: files that are there already.

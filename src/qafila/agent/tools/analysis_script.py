@@ -7,10 +7,12 @@ done. The sandbox is the wall; DuckDB's own locks, which are set here, are a sec
 
 import datetime
 import decimal
+import io
 import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 _FAILED = 3
@@ -39,7 +41,7 @@ def _connected(memory_mb: int) -> Any:
             "python_enable_replacements": False,
         },
     )
-    folder = os.getcwd().replace("'", "''")  # noqa: PTH109
+    folder = str(Path.cwd()).replace("'", "''")
     for setting in (
         f"allowed_directories = ['{folder}']",
         "enable_external_access = false",
@@ -171,7 +173,7 @@ def plot(task: dict[str, Any]) -> str:
 
 
 def _draw(kind: str, drawn: list[tuple[Any, float]], task: dict[str, Any]) -> None:
-    target = os.path.abspath(task["target"])  # noqa: PTH100
+    target = Path(task["target"]).absolute()
     # Away from the workspace, where a file called matplotlibrc would be settings.
     os.chdir(os.environ["TMPDIR"])
     os.environ["MPLCONFIGDIR"] = os.environ["TMPDIR"]
@@ -209,7 +211,8 @@ def _draw(kind: str, drawn: list[tuple[Any, float]], task: dict[str, Any]) -> No
 
 def main() -> None:
     """Do what standard input says."""
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     # Libraries warn there of fonts and caches; what goes wrong is told on standard output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each of its threads takes address space, which is limited

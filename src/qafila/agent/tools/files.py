@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from qafila.agent.edits import file_edit, inside
@@ -30,10 +31,10 @@ def files_in(place: Surroundings) -> Iterator[str]:
     for folder, folders, names in os.walk(place.workspace):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
         for name in sorted(names):
-            path = os.path.relpath(os.path.join(folder, name), place.workspace)  # noqa: PTH118 - from os.walk
+            path = Path(folder, name).relative_to(place.workspace).as_posix()
             # A name that is no text cannot be written by a model.
             if path == whole_letters(path) and _size(place, path) is not None:
-                yield path.replace(os.sep, "/")
+                yield path
                 count += 1
                 if count >= MOST_FILES:
                     return

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Final
 
+from qafila.agent.spelling import TATWEEL, one_form, without_vowels
 from qafila.agent.tool import Tool, ToolError, tool
 from qafila.agent.tools import units_table as table
 from qafila.agent.tools.units_table import Dimension, Unit
@@ -25,8 +26,6 @@ _WORDS = (
 )
 _PART = re.compile(r"^(?P<name>.*?[^\d^-])\^?(?P<power>-?\d)?$")
 _PREFIX_SYMBOLS: Final = {name: name for name in (*table.SI_PREFIXES, *table.BINARY_PREFIXES)} | {"u": "µ"}
-_HIDDEN = re.compile("[\u0640\u064b-\u0652\u0670]")  # tatweel and vowels
-_LETTERS = str.maketrans("أإآىة", "اااية")
 
 
 def convert_units(value: float, unit: str, to: str) -> str:
@@ -107,7 +106,7 @@ def _parsed(role: str, text: str) -> Unit:
 
 def _clean(text: str) -> str:
     text = unicodedata.normalize("NFC", text).replace("**", "^").translate(_SIGNS)
-    return " ".join(_HIDDEN.sub("", text).split())
+    return " ".join(without_vowels(text.replace(TATWEEL, "")).split())
 
 
 def _parts(text: str) -> Iterator[tuple[bool, str]]:
@@ -132,13 +131,14 @@ def _known() -> Mapping[str, Unit]:
 
 
 def _word(text: str) -> str:
-    return text.casefold().translate(_LETTERS)
+    return one_form(text.casefold())
 
 
 def _named(text: str) -> Unit | None:
     """A unit of the table, with or without a prefix; None where there is none of this name."""
     known = _known()
-    text = table.ARABIC_SHORT.get(text, text)
+    short = {_word(name): symbol for name, symbol in table.ARABIC_SHORT.items()}
+    text = short.get(_word(text), text)
     symbol = known.get(text) or _prefixed(text, known, _PREFIX_SYMBOLS)
     if symbol is not None:
         return symbol
