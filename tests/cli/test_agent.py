@@ -332,13 +332,19 @@ def test_a_run_that_is_gone_on_with_keeps_its_policy(shell: Shell, tmp_path: Pat
     policy = tmp_path / "policy.toml"
     policy.write_text('[[rule]]\ntool = "write_file"\nwhen = { path = "secret/*" }\nthen = "deny"\n')
     secret: Answer = [("write_file", {"path": "secret/b.txt", "text": "new"})]
-    shell.script([WRITE, secret, "done", secret, "no"])
+    shell.script([WRITE, secret, "done", secret, "no", secret, "no"])
     shell("write a.txt and secret/b.txt", "--policy", os.path.relpath(policy))
     # The program itself says how to go on: without an option, what was denied stays denied.
     shell("approve", "last", "--yes")
     shell("resume", "last", "once more", "--yes")
     assert shell.file("a.txt") == "new\n"
     assert shell.file("secret/b.txt") is None
+    # A variable is no option: it is for runs that began with no policy.
+    (tmp_path / "lax.toml").write_text('[effects]\nwrite = "allow"\n')
+    shell.patch.setenv("QAFILA_AGENT_POLICY", str(tmp_path / "lax.toml"))
+    shell("resume", "last", "once more: write secret/b.txt", "--yes")
+    assert shell.file("secret/b.txt") is None
+    shell.patch.delenv("QAFILA_AGENT_POLICY")
     policy.unlink()
     assert f"policy {policy}: no such file; --policy names another" in shell.error("resume", "last", "again")
 

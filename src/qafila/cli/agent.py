@@ -146,6 +146,7 @@ def _begin(
 
 @command.command("resume")
 def _resume(
+    ctx: typer.Context,
     run: agent_opt.Run,
     say: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Something to tell it first.")] = None,
     yes: agent_opt.Yes = False,
@@ -163,7 +164,7 @@ def _resume(
     journal = open_journal(database)
     found = journal.find(run)
     agent = _same_agent(
-        journal, found, yes, policy, as_json,
+        ctx, journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, say=say)
@@ -171,6 +172,7 @@ def _resume(
 
 @command.command("approve")
 def _approve(
+    ctx: typer.Context,
     run: agent_opt.Run,
     deny: Annotated[bool, typer.Option("--deny", help="Say no; the run goes on without it.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="What the model is told with a no.")] = "",
@@ -215,7 +217,7 @@ def _approve(
         for one in chosen
     }
     agent = _same_agent(
-        journal, found, yes, policy, as_json,
+        ctx, journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
     _work(agent, found, as_json, decisions=decisions)
@@ -331,16 +333,25 @@ def _agent(
 
 
 def _same_agent(
-    journal: Journal, run: str, yes: bool, policy: Path | None, as_json: bool, config: Path | None, **model: Any
+    ctx: typer.Context,
+    journal: Journal,
+    run: str,
+    yes: bool,
+    policy: Path | None,
+    as_json: bool,
+    config: Path | None,
+    **model: Any,
 ) -> Agent:
-    """The agent of a run that is gone on with: its model, workspace and tools; its policy, unless another is given."""
+    """The agent of a run that is gone on with: its model, workspace, tools, and policy, unless an option names one."""
     from qafila.agent.loop import Settings
     from qafila.agent.state import State
 
     began = State.of(journal.events(run)).began
     names, more = ([one["function"]["name"] for one in listed] for listed in (began.tools, began.more))
     where = workspace(Path(began.workspace))
-    rules = policy or (Path(began.policy) if began.policy else None)
+    source = ctx.get_parameter_source("policy")
+    named = source is not None and source.name == "COMMANDLINE"  # a variable is for runs that have none of their own
+    rules = policy if named or not began.policy else Path(began.policy)
     return _agent(
         journal, where, names, more, load_policy(yes, rules), Settings(), as_json, None, None, config,
         owner=journal.owner(run), model=began.model, **model,
