@@ -249,7 +249,7 @@ def working(place: Place, agent: Agent, run: str, when_asked: Sequence[tuple[str
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qafila.agent.loop._LOOK", 0.01)
+    monkeypatch.setattr("qafila.agent.worker._LOOK", 0.01)
 
 
 @pytest.mark.usefixtures("quick")

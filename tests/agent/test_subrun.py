@@ -224,7 +224,7 @@ def test_parts_are_not_gone_on_with_by_themselves(place: Place) -> None:
 
 @pytest.mark.parametrize("whom", ["run", "part"])
 def test_a_stop_reaches_the_helper(place: Place, whom: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qafila.agent.loop._LOOK", 0.01)
+    monkeypatch.setattr("qafila.agent.worker._LOOK", 0.01)
     client = team(["slow", "s"])
     agent = place.agent(client, TOOLS)
     run = agent.begin("do it")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +26,12 @@ from qafila.cli.agent_setup import (
     tool_names,
     workspace,
 )
+from qafila.cli.agent_watch import work
 from qafila.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
     from qafila.agent.calibration import Calibration
-    from qafila.agent.events import Choosing, Decided
+    from qafila.agent.events import Choosing
     from qafila.agent.journal import Journal
     from qafila.agent.loop import Agent, Settings
     from qafila.agent.policy import Policy
@@ -117,7 +116,8 @@ def _begin(
     """Work on a goal; steps are shown on standard error, the answer goes to standard output."""
     from qafila.agent.calibration import read_calibration
     from qafila.agent.events import Budget
-    from qafila.agent.loop import Settings, check_goal
+    from qafila.agent.loop import Settings
+    from qafila.agent.worker import check_goal
 
     if choose not in (None, "free", "likelihood"):
         raise UsageError(f"--choose {choose!r:.40}: is neither free nor likelihood")
@@ -141,7 +141,7 @@ def _begin(
         config=config, remembers=not no_memory, model=model, endpoint=endpoint, key_variable=key_env, threads=threads,
         context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, asyncio.run(agent.start(text)), as_json)
+    work(agent, asyncio.run(agent.start(text)), as_json)
 
 
 @command.command("resume")
@@ -167,7 +167,7 @@ def _resume(
         ctx, journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, found, as_json, say=say)
+    work(agent, found, as_json, say=say)
 
 
 @command.command("approve")
@@ -220,7 +220,7 @@ def _approve(
         ctx, journal, found, yes, policy, as_json,
         config=config, endpoint=endpoint, key_variable=key_env, threads=threads, context=context, adapter=adapter,
     )  # fmt: skip
-    _work(agent, found, as_json, decisions=decisions)
+    work(agent, found, as_json, decisions=decisions)
 
 
 @command.command("stop")
@@ -356,73 +356,3 @@ def _same_agent(
         journal, where, names, more, load_policy(yes, rules), Settings(), as_json, None, None, config,
         owner=journal.owner(run), model=began.model, **model,
     )  # fmt: skip
-
-
-def _work(
-    agent: Agent, run: str, as_json: bool, *, say: str | None = None, decisions: dict[str, Decided] | None = None
-) -> None:
-    from qafila.agent.show import as_json as in_json
-    from qafila.agent.show import summary
-    from qafila.agent.signing import Signer
-    from qafila.agent.state import State
-    from qafila.agent.subrun import waiting
-
-    journal = agent.journal
-    try:
-        asyncio.run(_watch(agent, run, as_json, say, decisions))
-    finally:
-        if sys.stdout.isatty():
-            print()
-    journal.audit.checkpoint(Signer())
-    recorded = journal.events(run)
-    state = State.of(recorded)
-    if as_json:
-        print(json.dumps(in_json(run, recorded, waiting(journal, run), journal.parts(run)), ensure_ascii=False))
-    else:
-        print(summary(run, state), file=sys.stderr)
-        if state.ended is not None and state.ended.reason == "waiting":
-            print(
-                f"see it with `qafila agent show {run}`, then `qafila agent approve {run}` or --deny", file=sys.stderr
-            )
-    if state.ended is None or state.ended.reason not in ("done", "waiting"):
-        raise typer.Exit(1)
-
-
-async def _watch(agent: Agent, run: str, as_json: bool, say: str | None, decisions: dict[str, Decided] | None) -> None:
-    """Show each event as it happens; Ctrl-C stops the run, a second one leaves it as it is."""
-    from qafila.agent.events import Answered
-    from qafila.agent.show import lines
-    from qafila.agent.state import State
-
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    asked = False
-
-    def stop() -> None:
-        nonlocal asked
-        if asked and task is not None:
-            task.cancel()
-        elif not asked:
-            asked = True
-            print("\n(stopping; Ctrl-C again leaves at once)", file=sys.stderr)
-            agent.journal.ask(run, "cancel", "Ctrl-C")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    step = State.of(agent.journal.events(run)).steps
-    try:
-        async for recorded in agent.work(run, say=say, decisions=decisions):
-            if isinstance(recorded.event, Answered):
-                step += 1
-                if not as_json and recorded.event.message.get("content"):
-                    sys.stdout.write("\n")
-            if not as_json:
-                for line in lines(recorded.event, step):
-                    print(terminal.printable(line), file=sys.stderr)
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-        await agent.toolbox.close()
-        await agent.client.close()

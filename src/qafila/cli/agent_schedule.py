@@ -75,11 +75,11 @@ def _add(
 ) -> None:
     """Have a goal worked on by itself; whatever it would change waits for your word."""
     journal = open_journal(database)
-    from qafila.agent.loop import check_goal
     from qafila.agent.schedules.planner import known_files
     from qafila.agent.schedules.store import Missed, Wanted
     from qafila.agent.schedules.triggers import OnFile, known_name
     from qafila.agent.tools.builtin import Resources, builtin
+    from qafila.agent.worker import check_goal
 
     check_goal(goal)
     where = workspace(folder)

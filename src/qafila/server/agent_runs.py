@@ -15,10 +15,11 @@ from qafila.agent.choose import settled
 from qafila.agent.config import Config
 from qafila.agent.events import Answered, Choosing, Decided, Ended
 from qafila.agent.journal import Journal, Recorded, RunLine
-from qafila.agent.loop import Agent, Settings, check_goal
+from qafila.agent.loop import Agent, Settings
 from qafila.agent.policy import Policy, read_policy
 from qafila.agent.state import State
 from qafila.agent.tools.builtin import Resources, builtin, rules_of_nothing
+from qafila.agent.worker import check_goal
 from qafila.database import default_url
 from qafila.errors import QafilaError, StorageError, UsageError
 from qafila.server.agent_client import ServedModel, served_model
