@@ -88,7 +88,10 @@ def test_every_way_to_change_it_shows(journal: Journal, signer: Signer, tmp_path
         place = draw.randrange(1, 15)
         edited = rows(good)
         edited[place]["body"] = str(edited[place]["body"]).replace("kind", "kinds", 1)
-        assert "its content was changed" in wrong(edited)
+        assert "its content or its time was changed" in wrong(edited)
+        moved = rows(good)
+        moved[place]["at"] = float(str(moved[place]["at"])) + 1000
+        assert "its content or its time was changed" in wrong(moved)
         recommitted = rows(good)
         recommitted[place] = {**recommitted[place], "salt": None, "body": None, "commitment": "00" * 32}
         assert "are not the ones that were signed" in wrong(recommitted)
@@ -107,6 +110,9 @@ def test_every_way_to_change_it_shows(journal: Journal, signer: Signer, tmp_path
         gone = rows(good)
         gone[place]["body"] = None
         assert "its content is gone, and it was not erased" in wrong(gone)
+        timeless = rows(good)
+        timeless[place]["at"] = None
+        assert "its content is gone, and it was not erased" in wrong(timeless)
 
     # Cut short with its later checkpoints: only one that was kept elsewhere knows.
     short = [row for row in rows(good) if row.get("place", 0) < 10]  # type: ignore[operator]
@@ -133,7 +139,7 @@ def test_what_is_changed_in_the_database_shows(journal: Journal, signer: Signer,
     database.close()
     problems = verify(lines(journal, signer), key=signer.public).problems
     assert len(problems) == 3
-    assert all(f"(run {run}, event" in problem and "its content was changed" in problem for problem in problems)
+    assert all(f"(run {run}, event" in problem and "its content or its time was changed" in problem for problem in problems)
 
 
 def test_what_was_put_in_beside_the_log_shows(journal: Journal, signer: Signer, tmp_path: Path) -> None:
@@ -222,4 +228,4 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["erased"] == 1
     Path(file).write_text(Path(file).read_text("utf-8").replace("street", "tower"), encoding="utf-8")
     assert main(["audit", "verify", file, "--key", key]) == 1
-    assert "its content was changed" in capsys.readouterr().out
+    assert "its content or its time was changed" in capsys.readouterr().out

@@ -61,10 +61,12 @@ def verify(lines: Iterable[str], *, key: str | None = None, kept: Sequence[str] 
             break
     for leaf in leaves:
         where = f"event {leaf.place} of the log (run {leaf.run}, event {leaf.number})"
-        if leaf.salt is not None and leaf.body is None:
+        if leaf.salt is None:
+            continue
+        if leaf.at is None or leaf.body is None:
             problems.append(f"{where}: its content is gone, and it was not erased")
-        elif leaf.salt is not None and leaf.body is not None and commit(leaf.salt, leaf.body) != leaf.commitment:
-            problems.append(f"{where}: its content was changed")
+        elif commit(leaf.salt, leaf.at, leaf.body) != leaf.commitment:
+            problems.append(f"{where}: its content or its time was changed")
     hashes = [leaf.hash() for leaf in leaves]
     signed = 0
     if not notes and leaves:
@@ -99,7 +101,7 @@ def _read(lines: Iterable[str]) -> tuple[dict[str, Any], list[Leaf], list[str], 
         try:
             row = json.loads(line)
             if head is None:
-                if row["audit"] != ORIGIN or row["version"] != 1:
+                if row["audit"] != ORIGIN or row["version"] != 2:
                     raise ValueError("another kind or version")
                 head = row
             elif "checkpoint" in row:
@@ -117,10 +119,11 @@ def _read(lines: Iterable[str]) -> tuple[dict[str, Any], list[Leaf], list[str], 
 
 def _leaf(row: dict[str, Any]) -> Leaf:
     place, run, number, commitment = row["place"], row["run"], row["number"], row["commitment"]
-    salt, body = row["salt"], row["body"]
+    salt, at, body = row["salt"], row["at"], row["body"]
     whole = type(place) is int and type(number) is int and all(isinstance(text, str) for text in (run, commitment))
-    if not whole or not all(text is None or isinstance(text, str) for text in (salt, body)):
+    timed = at is None or (isinstance(at, int | float) and not isinstance(at, bool))
+    if not whole or not timed or not all(text is None or isinstance(text, str) for text in (salt, body)):
         raise ValueError("a field of the wrong type")
     if salt is not None:
         bytes.fromhex(salt)
-    return Leaf(place, run, number, commitment, salt, body)
+    return Leaf(place, run, number, commitment, salt, None if at is None else float(at), body)

@@ -27,8 +27,8 @@ class Leaf:
     """One event in the log.
 
     Attributes:
-        place: in the log, from 0. run, number: which event. commitment: SHA-256 of salt and event, in hex.
-        salt: in hex. body: the event as it is kept; both None once erased.
+        place: in the log, from 0. run, number: which event. commitment: SHA-256 of salt, time and event, in hex.
+        salt: in hex. at: when it happened, in seconds since 1970. body: the event as it is kept; all None once erased.
     """
 
     place: int
@@ -36,6 +36,7 @@ class Leaf:
     number: int
     commitment: str
     salt: str | None
+    at: float | None
     body: str | None
 
     def hash(self) -> bytes:
@@ -43,18 +44,18 @@ class Leaf:
         return leaf_hash(f"{self.place} {self.run} {self.number} {self.commitment}".encode())
 
 
-def commit(salt: str, body: str) -> str:
-    """A commitment to an event."""
-    return hashlib.sha256(bytes.fromhex(salt) + body.encode()).hexdigest()
+def commit(salt: str, at: float, body: str) -> str:
+    """A commitment to an event and its time."""
+    return hashlib.sha256(bytes.fromhex(salt) + f"{at!r} {body}".encode()).hexdigest()
 
 
-def append(connection: sa.Connection, run: str, number: int, body: str) -> None:
+def append(connection: sa.Connection, run: str, number: int, at: float, body: str) -> None:
     """Add an event to the log, in the transaction that writes it down."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_APPEND_LOCK)))
     place = connection.scalar(sa.select(sa.func.coalesce(sa.func.max(LOG.c.place) + 1, 0)))
     salt = secrets.token_hex(16)
-    row = {"place": place, "run": run, "number": number, "commitment": commit(salt, body), "salt": salt}
+    row = {"place": place, "run": run, "number": number, "commitment": commit(salt, at, body), "salt": salt}
     connection.execute(LOG.insert().values(**row))
 
 
@@ -71,10 +72,10 @@ class AuditLog:
     def leaves(self) -> list[Leaf]:
         """All leaves, in order."""
         joined = sa.and_(EVENTS.c.run == LOG.c.run, EVENTS.c.number == LOG.c.number, LOG.c.salt.is_not(None))
-        query = sa.select(LOG, EVENTS.c.body).select_from(LOG.outerjoin(EVENTS, joined)).order_by(LOG.c.place)
+        query = sa.select(LOG, EVENTS.c.at, EVENTS.c.body).select_from(LOG.outerjoin(EVENTS, joined)).order_by(LOG.c.place)
         with reading(self._engine) as connection:
             rows = connection.execute(query).all()
-        return [Leaf(r.place, r.run, r.number, r.commitment, r.salt, r.body) for r in rows]
+        return [Leaf(r.place, r.run, r.number, r.commitment, r.salt, r.at, r.body) for r in rows]
 
     def unlogged(self) -> list[tuple[str, int]]:
         """Run and number of events for which nothing stands in the log, or which it takes for erased."""
@@ -88,7 +89,7 @@ class AuditLog:
         """Sign the log as it is now; gives the note. Kept somewhere else, it shows when the log is cut short later."""
         with writing(self._engine) as connection:
             rows = connection.execute(sa.select(LOG).order_by(LOG.c.place)).all()
-            hashes = [Leaf(r.place, r.run, r.number, r.commitment, None, None).hash() for r in rows]
+            hashes = [Leaf(r.place, r.run, r.number, r.commitment, None, None, None).hash() for r in rows]
             kept = connection.scalar(sa.select(CHECKPOINTS.c.note).where(CHECKPOINTS.c.size == len(hashes)))
             if kept is not None:
                 return str(kept)
@@ -106,10 +107,10 @@ class AuditLog:
 
         Events that never came through the log have lines of their own, which no log that was left alone has.
         """
-        yield json.dumps({"audit": ORIGIN, "version": 1, "key": public})
+        yield json.dumps({"audit": ORIGIN, "version": 2, "key": public})
         for leaf in self.leaves():
             row = {"place": leaf.place, "run": leaf.run, "number": leaf.number, "commitment": leaf.commitment}
-            yield json.dumps({**row, "salt": leaf.salt, "body": leaf.body}, ensure_ascii=False)
+            yield json.dumps({**row, "salt": leaf.salt, "at": leaf.at, "body": leaf.body}, ensure_ascii=False)
         for run, number in self.unlogged():
             yield json.dumps({"unlogged": True, "run": run, "number": number})
         for note in self.checkpoints():

@@ -131,8 +131,9 @@ class Journal:
             connection.execute(RUNS.update().where(RUNS.c.id == run).values(status=status))
 
     def _insert(self, connection: sa.Connection, run: str, number: int, body: str) -> None:
-        connection.execute(EVENTS.insert().values(run=run, number=number, at=self._clock(), body=body))
-        append(connection, run, number, body)
+        at = float(self._clock())
+        connection.execute(EVENTS.insert().values(run=run, number=number, at=at, body=body))
+        append(connection, run, number, at, body)
 
     def events(self, run: str, start: int = 0) -> list[Recorded]:
         """The events of a run from number ``start`` on, in order.
