@@ -49,6 +49,8 @@ WAYS = ("words", "grammar", "required", "likelihood")
 FITTED = {"multiple": 100, "irrelevance": 100}
 MOST_TOKENS = 192
 MOST_CALLS = 8
+#: Of an answer in words where likelihood has chosen words: no call can be in it.
+MOST_WORDS = 48
 #: What a call comes to.
 RESULT = "done"
 MARKER = "<tool_call>"
@@ -96,47 +98,51 @@ class Bench:
         if way == "likelihood":
             (example,) = await odds_of(self._client, [question.choice])
             found = {"own": written(example.own), "neutral": written(example.neutral), "needs": question.choice.right}
-            answers = await self._steps(question.choice)
+            answers = await self._steps(question.choice, example)
         else:
             answers = [await self._finished(request_of(question, way))]
         calls: list[ToolCall] = []
-        unreadable = begun = False
-        texts = [await self._client.detokenize(one.message.ids or ()) for one in answers]
-        for one, text in zip(answers, texts, strict=True):
+        unreadable = begun = cut = False
+        for one in answers:
+            text = await self._client.detokenize(one.message.ids or ())
             read = parse_tool_calls(text.removesuffix("<|im_end|>")) or ()
             own = read if way == "words" else one.message.tool_calls
             calls += own
             if one.reason == "length":
                 begun |= MARKER in text and not own
-            else:  # what was streamed must be what a reader of the whole text finds, too
-                unreadable |= plain(own) != plain(read) or (MARKER in text and not own)
-        found |= {
+                cut |= MARKER in text or way != "likelihood"  # words alone are not asked for in full there
+            elif plain(own) != plain(read) or (MARKER in text and not own):
+                # What was streamed must be what a reader of the whole text finds, too.
+                unreadable = True
+                found["text"] = text
+        return found | {
             "called": bool(calls),
-            "cut": any(one.reason == "length" for one in answers),
+            "cut": cut,
             "unreadable": unreadable,
             "breaks schema": faults(calls, question.choice.tools),
             "right": self._right(question, plain(calls)) and not begun,
             "calls": plain(calls),
         }
-        return found | ({"texts": texts} if unreadable or found["breaks schema"] else {})
 
-    async def _steps(self, choice: Choice) -> list[Finished]:
+    async def _steps(self, choice: Choice, first: Example) -> list[Finished]:
         """Answers as an agent gives them, one call each, until words are likelier than one more call."""
-        messages = [Message("system", system_prompt()), Message("user", choice.goal)]
+        request = ChatRequest(opening(choice), choice.tools, parallel_tool_calls=False, generation=GREEDY)
         chooser = Chooser(self._calibration)
+        chooser._neutral[frozenset(tool.name for tool in choice.tools)] = first.neutral  # known: not asked for again
+        odds = self._calibration.apply(first.own, first.neutral)
         answers: list[Finished] = []
-        while len(answers) < MOST_CALLS:
-            request = ChatRequest(tuple(messages), choice.tools, parallel_tool_calls=False, generation=GREEDY)
-            name = decided(await chooser.odds(self._client, request), Thresholds().call)
-            if not name and answers:
-                break  # the closing words are not looked at
-            names = frozenset([name]) if name else frozenset()
-            answer = await self._finished(replace(request, tool_names=names, tool_mode="required" if name else "auto"))
+        while name := decided(odds, Thresholds().call):
+            answer = await self._finished(replace(request, tool_names=frozenset([name]), tool_mode="required"))
             answers.append(answer)
-            if not answer.message.tool_calls or answer.reason == "length":
-                break
+            if not answer.message.tool_calls or answer.reason == "length" or len(answers) == MOST_CALLS:
+                return answers
             (call,) = answer.message.tool_calls
-            messages += [answer.message, Message("tool", RESULT, name=call.name, tool_call_id=call.id)]
+            result = Message("tool", RESULT, name=call.name, tool_call_id=call.id)
+            request = replace(request, messages=(*request.messages, answer.message, result))
+            odds = await chooser.odds(self._client, request)
+        if not answers:
+            words = replace(request, tool_names=frozenset(), generation=replace(GREEDY, max_tokens=MOST_WORDS))
+            answers.append(await self._finished(words))
         return answers
 
     async def _finished(self, request: ChatRequest) -> Finished:
@@ -144,10 +150,15 @@ class Bench:
         return finished
 
 
+def opening(choice: Choice) -> tuple[Message, Message]:
+    """How an agent's run begins."""
+    return Message("system", system_prompt()), Message("user", choice.goal)
+
+
 def request_of(question: Question, way: str) -> ChatRequest:
     """A question in a way that takes one answer."""
     return ChatRequest(
-        (Message("system", system_prompt()), Message("user", question.choice.goal)),
+        opening(question.choice),
         question.choice.tools,
         tool_mode="required" if way == "required" else "auto",
         tool_names=frozenset() if way == "words" else None,

@@ -21,7 +21,7 @@ CATEGORIES = (
 #: BFCL's names of types, and JSON Schema's.
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 #: Values of a type, for enums.
-VALUES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+VALUES: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 #: Whether calls, each ``{name: arguments}``, are right.
 Checker = Callable[["Question", Sequence[dict[str, Any]]], bool]
