@@ -14,7 +14,7 @@ Counted are answers that cannot be read, calls that break their tool's schema (c
 answers that BFCL's own checker (out of the wheel) finds right, and answers that the token limit cut, apart; an answer
 that the limit cut in its first call has no call. The shipped calibration was fitted to the first 100 questions of
 ``multiple`` and ``irrelevance``, so that those are skipped. Each answer is written to the log at once, and what the log
-has is not asked again.
+has of the same model is not asked again.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Bench:
     async def ask(self, question: Question, way: str) -> None:
         """One answer in one of the ways."""
         record: dict[str, Any] = {"category": question.category, "id": question.id, "way": way}
+        record["model"] = self._client.fingerprint
         if not question.choice.tools:  # nothing to call
             record.update(called=False, right=self._right(question, []), calls=[], tools=0)
         else:
@@ -182,6 +183,16 @@ def read(record: list[Any]) -> ToolOdds:
     return ToolOdds(record[0], tuple((name, share) for name, share in record[1]))
 
 
+def logged(log: TextIO, model: str | None) -> list[dict[str, Any]]:
+    """A model's records. A line that a stop has cut is taken away."""
+    log.seek(0)
+    lines = log.readlines()
+    if lines and not lines[-1].endswith("\n"):
+        log.truncate(sum(len(line.encode()) for line in lines[:-1]))
+        del lines[-1]
+    return [one for one in map(json.loads, lines) if one["model"] == model]
+
+
 def report(records: Sequence[dict[str, Any]], calibration: Calibration) -> dict[str, Any]:
     """Counts by way and category, and how good the probabilities are."""
     found: dict[str, Any] = {}
@@ -210,8 +221,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
     llama = Llama.load(given.model, threads=given.threads)
     client = LocalClient(llama, given.model, owns_model=True)
     with given.log.open("a+", encoding="utf-8") as log:
-        log.seek(0)
-        done = {(one["id"], one["way"]) for one in map(json.loads, log)}
+        done = {(one["id"], one["way"]) for one in logged(log, client.fingerprint)}
         bench = Bench(client, right, log)
         slots = asyncio.Semaphore(given.at_once)
 
@@ -228,8 +238,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 print(category, len(asked), file=sys.stderr, flush=True)
         finally:
             await client.close()
-        log.seek(0)
-        return report([json.loads(line) for line in log], calibration_of(client.fingerprint) or Calibration())
+        return report(logged(log, client.fingerprint), calibration_of(client.fingerprint) or Calibration())
 
 
 def main() -> int:
@@ -241,10 +250,14 @@ def main() -> int:
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES))
     parser.add_argument("--model", default="default")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--at-once", type=int, default=8, help="questions under way at the same time")
+    parser.add_argument("--at-once", type=int, default=4, help="questions under way at the same time")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if not (given.folder / "bfcl_eval" / "data").is_dir():
+        parser.error(f"{given.folder}: there is no bfcl_eval/data in it; unpack the wheel there")
+    if given.at_once < 1:
+        parser.error("--at-once: at least one")
     print(json.dumps(asyncio.run(measure(given)), indent=None if given.json else 2))
     return 0
 
