@@ -61,15 +61,18 @@ _RESULT = 60
 
 
 def _neutral(request: ChatRequest, messages: int) -> ChatRequest:
-    """The same conversation, under a goal that asks for nothing and with the beginnings of results alone.
+    """The same conversation with a user who asks for nothing, and with the beginnings of results alone.
 
     A habit is of the calls, not of what they came to; and a second conversation of full length beside the run's own
     would push that out of the KV cache.
     """
-    kept = [
-        replace(one, content=one.text[:_RESULT]) if one.role == "tool" else one for one in request.messages[:messages]
-    ]
-    kept[1] = Message("user", NEUTRAL_GOAL)
+    kept = []
+    for message in request.messages[:messages]:
+        if message.role == "user":  # the goal, and what was said later
+            message = Message("user", NEUTRAL_GOAL)
+        elif message.role == "tool":
+            message = replace(message, content=message.text[:_RESULT])
+        kept.append(message)
     return replace(request, messages=tuple(kept))
 
 
