@@ -139,7 +139,9 @@ def test_what_is_changed_in_the_database_shows(journal: Journal, signer: Signer,
     database.close()
     problems = verify(lines(journal, signer), key=signer.public).problems
     assert len(problems) == 3
-    assert all(f"(run {run}, event" in problem and "its content or its time was changed" in problem for problem in problems)
+    assert all(
+        f"(run {run}, event" in problem and "its content or its time was changed" in problem for problem in problems
+    )
 
 
 def test_what_was_put_in_beside_the_log_shows(journal: Journal, signer: Signer, tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ class AuditLog:
     def leaves(self) -> list[Leaf]:
         """All leaves, in order."""
         joined = sa.and_(EVENTS.c.run == LOG.c.run, EVENTS.c.number == LOG.c.number, LOG.c.salt.is_not(None))
-        query = sa.select(LOG, EVENTS.c.at, EVENTS.c.body).select_from(LOG.outerjoin(EVENTS, joined)).order_by(LOG.c.place)
+        query = (
+            sa.select(LOG, EVENTS.c.at, EVENTS.c.body).select_from(LOG.outerjoin(EVENTS, joined)).order_by(LOG.c.place)
+        )
         with reading(self._engine) as connection:
             rows = connection.execute(query).all()
         return [Leaf(r.place, r.run, r.number, r.commitment, r.salt, r.at, r.body) for r in rows]
