@@ -153,6 +153,44 @@ def test_a_rule_about_a_path_is_of_the_files_whichever_tool_changes_them(tmp_pat
     assert (place.file("secret/a.txt"), place.file("b.txt")) == (None, "x\n")
 
 
+NOTES = '[[rule]]\ntool = "*"\nwhen = { path = "notes/*" }\nthen = "allow"\n'
+REST = '[[rule]]\nwhen = { path = "*" }\nthen = "deny"\n'
+FOLDER = '[[rule]]\nwhen = { path = "notes/b" }\nthen = "deny"\n'
+
+
+@pytest.mark.parametrize(
+    ("rules", "command", "done"),
+    [
+        (NOTES + REST, "mkdir -p notes/b && echo x > notes/b/c", True),
+        (NOTES + REST, "mkdir -p notes/b && echo x > notes/b/c && echo x > d", False),
+        (NOTES + REST, "mkdir notes", False),  # nothing in it that is allowed
+        (NOTES + REST, "mkdir notesb && echo x > notesb/c", False),
+        (FOLDER + NOTES + REST, "mkdir -p notes/b && echo x > notes/b/c", False),
+        (NOTES + REST, "mkdir notes && echo x > notes/c && rm -r old", False),
+        (NOTES + '[[rule]]\nwhen = { path = "old" }\nthen = "deny"\n', "mkdir notes; rm -r old", False),
+    ],
+)
+def test_a_rule_that_allows_a_file_allows_the_way_there(
+    tmp_path: Path, place: Place, rules: str, command: str, done: bool
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(rules, encoding="utf-8")
+    (place.workspace / "old").mkdir()
+    policy = with_writes(read_policy(file))
+    _, events = place.begin([[("run_command", {"command": command})], "ok"], tools=commands.tools(), policy=policy)
+    assert (told(events)[0][0] == "ok") == done
+    assert (place.workspace / "notes").exists() == done
+
+
+def test_a_file_in_a_new_folder_is_written_where_a_rule_allows_it(tmp_path: Path, place: Place) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(NOTES + REST, encoding="utf-8")
+    calls = [("write_file", {"path": path, "text": "x"}) for path in ("notes/a", "notes", "other/a")]
+    agent = place.agent([calls, "ok"], policy=read_policy(file))
+    events = place.work(agent, agent.begin("write notes/a, notes and other/a"))
+    assert [status for status, _ in told(events)] == ["ok", "refused", "refused"]
+
+
 @pytest.mark.parametrize("path", ["./secret/a", " secret/a", "/secret/a", "x/../secret/a", "secret//a", "secret\\a"])
 def test_a_rule_is_of_the_file_however_its_path_is_spelt(tmp_path: Path, path: str) -> None:
     file = tmp_path / "policy.toml"

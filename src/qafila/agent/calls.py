@@ -93,7 +93,7 @@ class Calls:
         ``edits``: what the call will change, once that is known.
         """
         call = proposed(tool, pending.call.arguments, self._trusted())
-        verdict, why = self._policy.judge_paths(call, (edit.path for edit in edits))
+        verdict, why = self._policy.judge_paths(call, edits)
         if verdict == "allow" and pending.unsure:
             return "ask", Reason("unsure_tool", tool=tool.name)
         return verdict, why
