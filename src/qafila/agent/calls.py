@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
@@ -129,6 +130,8 @@ class Calls:
             return
         if pending.intent is not None:
             intent = pending.intent
+            # In a fork it is that of the run in which it was begun: twice is once.
+            surroundings = replace(surroundings, key=intent.key)
             known = None if tool.repeats else after_crash(intent, surroundings)
             if known is not None:
                 yield _observed(pending, known, started)
@@ -138,9 +141,10 @@ class Calls:
             if verdict == "deny":
                 yield _observed(pending, observation(why, "refused"), started)
                 return
-            made = (
-                pending.asked.intent if pending.asked else await intended(tool, pending.call, arguments, surroundings)
-            )
+            if pending.asked:  # in a fork it was shown with another key
+                made: Intended | Observation = pending.asked.intent.model_copy(update={"key": surroundings.key})
+            else:
+                made = await intended(tool, pending.call, arguments, surroundings)
             if isinstance(made, Observation):
                 yield _observed(pending, made, started)
                 return
