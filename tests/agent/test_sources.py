@@ -71,6 +71,14 @@ def test_values_are_soon_looked_for_whatever_texts_and_values_are(text: str, val
     assert time.process_time() - began < 0.25  # about 0.03; with patterns up to 4
 
 
+def test_what_the_user_or_the_tools_author_said_is_left_out_inside_of_values_too() -> None:
+    user = Trusted(["ادفع ٢٥٠ واكتب 3.0"])
+    (found,) = sources({"x": [{"amount": 250, "copies": 3, "to": "evil"}]}, user, [], {"amount", "copies", "to"})
+    assert (found.argument, found.value, found.told_by) == ("x", "evil", None)
+    found, *_ = sources({"x": {"amount": 250}}, user, [])  # no key that anybody declared
+    assert found.value == "amount"
+
+
 def test_letters_whose_small_form_is_longer_move_no_quote() -> None:
     (found,) = sources({"a": "camel"}, USER, [Message("user", "İ" * 100 + " a CAMEL! " + "İ" * 100)])
     assert " a CAMEL! " in found.quote

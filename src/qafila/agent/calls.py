@@ -14,7 +14,7 @@ from qafila.agent.edits import Edit
 from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Verdict, proposed
-from qafila.agent.provenance import Trusted
+from qafila.agent.provenance import Trusted, declared_keys
 from qafila.agent.reasons import Reason, coded
 from qafila.agent.result import Paused, Result
 from qafila.agent.sources import sources
@@ -211,7 +211,8 @@ class Calls:
         call = proposed(tool, intent.arguments, self._trusted())
         names = call.untrusted & call.controls if call.controls else call.untrusted
         foreign = {name: value for name, value in intent.arguments.items() if name in names}
-        found = sources(foreign, self._trusted(), self._told())
+        declared = frozenset(declared_keys(tool.schema.parameters))
+        found = sources(foreign, self._trusted(), self._told(), declared)
         return Asked(intent=intent, why=why, coded=coded(why), sources=found)
 
     async def _decided(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:

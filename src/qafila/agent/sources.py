@@ -6,7 +6,7 @@ This decides nothing (see `qafila.agent.provenance`): a text that was read is qu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +30,19 @@ class _Told:
     small: str
 
 
-def sources(arguments: Mapping[str, Any], trusted: Trusted, messages: Sequence[Message]) -> tuple[Source, ...]:
+def sources(
+    arguments: Mapping[str, Any], trusted: Trusted, messages: Sequence[Message], declared: Collection[str] = ()
+) -> tuple[Source, ...]:
     """Where each value that is not the user's was first read.
 
     Args:
         arguments: of a call, those that may be somebody else's. trusted: the user's words. messages: what the model was
-            told and said before the call.
+            told and said before the call. declared: keys of objects that the tool's author named.
     """
-    leaves = ((name, leaf) for name, value in arguments.items() for leaf in _leaves(value))
-    foreign = ((name, leaf) for name, leaf in leaves if 0 < len(leaf) <= _MOST_VALUE and not trusted.holds(leaf))
+    leaves = ((name, leaf) for name, value in arguments.items() for leaf in _leaves(value, declared))
+    foreign = (
+        (name, str(leaf)) for name, leaf in leaves if 0 < len(str(leaf)) <= _MOST_VALUE and not trusted.holds(leaf)
+    )
     wanted = list(itertools.islice(foreign, _MOST))
     if not wanted:
         return ()
@@ -81,14 +85,15 @@ def _quote(text: str, begin: int, end: int) -> str:
     return f"{'…' if first else ''}{text[first:last].strip()}{'…' if last < len(text) else ''}"
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def _leaves(value: Any, declared: Collection[str]) -> Iterator[Any]:
     """The texts and numbers in a value."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield str(key)
-            yield from _leaves(inner)
+            if key not in declared:
+                yield str(key)
+            yield from _leaves(inner, declared)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _leaves(inner)
+            yield from _leaves(inner, declared)
     elif value is not None and not isinstance(value, bool):
-        yield str(value)
+        yield value
