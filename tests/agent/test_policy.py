@@ -10,7 +10,7 @@ from agent_place import Place, ended, told
 
 from qafila.agent.policy import DEFAULTS, Policy, Proposed, Rule, proposed, read_policy, with_writes
 from qafila.agent.provenance import Trusted
-from qafila.agent.tools import commands, files
+from qafila.agent.tools import commands, files, notes
 from qafila.errors import FormatError
 
 POLICY = """
@@ -180,6 +180,28 @@ def test_a_rule_that_allows_a_file_allows_the_way_there(
     _, events = place.begin([[("run_command", {"command": command})], "ok"], tools=commands.tools(), policy=policy)
     assert (told(events)[0][0] == "ok") == done
     assert (place.workspace / "notes").exists() == done
+
+
+@pytest.mark.parametrize(("goal", "done"), [("do it", False), ("run `echo x > secret` for me", True)])
+def test_a_file_that_a_command_changes_is_as_little_the_users_as_the_command(
+    tmp_path: Path, place: Place, goal: str, done: bool
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nwhen = { path = "secret" }\nfrom = "untrusted"\nthen = "deny"\nwhy = "No."\n')
+    script = [[("run_command", {"command": "echo x > secret"})], "ok"]
+    agent = place.agent(script, commands.tools(), policy=with_writes(read_policy(file)))
+    ((status, text),) = told(place.work(agent, agent.begin(goal)))
+    assert (status, text) == (("ok", text) if done else ("refused", "secret: No."))
+    assert (place.file("secret") is not None) == done
+
+
+def test_a_note_that_the_user_names_is_the_users_file_whoever_wrote_its_text(tmp_path: Path, place: Place) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nwhen = { path = "notes/*" }\nfrom = "untrusted"\nthen = "deny"\nwhy = "No."\n')
+    script = [[("add_note", {"name": name, "text": "x"}) for name in ("may", "june")], "ok"]
+    agent = place.agent(script, notes.tools(), policy=with_writes(read_policy(file)))
+    events = place.work(agent, agent.begin("note it in may"))
+    assert told(events) == [("ok", "noted in notes/may.md"), ("refused", "notes/june.md: No.")]
 
 
 def test_a_file_in_a_new_folder_is_written_where_a_rule_allows_it(tmp_path: Path, place: Place) -> None:

@@ -179,6 +179,10 @@ class Policy:
             call: which. edits: all that it changes.
         """
         verdict, why = self.judge(call)
+        # Paths follow from the arguments that say where a call acts, and are as little the user's as those.
+        steered = call.untrusted & (call.controls or call.untrusted)
+        if "path" not in call.arguments and steered:
+            call = replace(call, untrusted=call.untrusted | {"path"})
         fitting: dict[str, int] = {}
         for edit in edits:
             there = replace(call, arguments={**call.arguments, "path": edit.path})
