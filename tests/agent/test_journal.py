@@ -205,6 +205,17 @@ def test_a_fork_begins_as_its_parent_and_goes_its_own_way(journal: Journal) -> N
     assert len(journal.runs()) == count
 
 
+def test_what_was_allowed_and_came_to_nothing_is_in_no_forks_way(journal: Journal) -> None:
+    run = journal.begin(began())
+    refused = Observed(call="0.0", name="a", observation=observation("a rule denies it by now", "refused"))
+    asked, yes = Asked(intent=INTENT, why="w"), Decided(call="0.0", allowed=True, by="api")
+    for number, event in enumerate([EVENTS[0], asked, yes, refused], 1):
+        journal.add(run, number, event)
+    with pytest.raises(AgentError, match="what a person allows is done once"):
+        journal.fork(run, 3)
+    assert len(journal.events(journal.fork(run, 4))) == 5
+
+
 def test_a_fork_is_there_whole_or_not_at_all(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     run = journal.begin(began())
     for number, event in enumerate(EVENTS, 1):

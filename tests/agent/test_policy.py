@@ -10,7 +10,7 @@ from agent_place import Place, ended, told
 
 from qafila.agent.policy import DEFAULTS, Policy, Proposed, Rule, proposed, read_policy, with_writes
 from qafila.agent.provenance import Trusted
-from qafila.agent.tools import commands, files
+from qafila.agent.tools import commands, files, notes
 from qafila.errors import FormatError
 
 POLICY = """
@@ -151,6 +151,66 @@ def test_a_rule_about_a_path_is_of_the_files_whichever_tool_changes_them(tmp_pat
     _, events = place.begin(script, tools=commands.tools(), policy=policy)
     assert told(events)[0] == ("refused", "secret/a.txt: No.")
     assert (place.file("secret/a.txt"), place.file("b.txt")) == (None, "x\n")
+
+
+NOTES = '[[rule]]\ntool = "*"\nwhen = { path = "notes/*" }\nthen = "allow"\n'
+REST = '[[rule]]\nwhen = { path = "*" }\nthen = "deny"\n'
+FOLDER = '[[rule]]\nwhen = { path = "notes/b" }\nthen = "deny"\n'
+
+
+@pytest.mark.parametrize(
+    ("rules", "command", "done"),
+    [
+        (NOTES + REST, "mkdir -p notes/b && echo x > notes/b/c", True),
+        (NOTES + REST, "mkdir -p notes/b && echo x > notes/b/c && echo x > d", False),
+        (NOTES + REST, "mkdir notes", False),  # nothing in it that is allowed
+        (NOTES + REST, "mkdir notesb && echo x > notesb/c", False),
+        (FOLDER + NOTES + REST, "mkdir -p notes/b && echo x > notes/b/c", False),
+        (NOTES + REST, "mkdir notes && echo x > notes/c && rm -r old", False),
+        (NOTES + '[[rule]]\nwhen = { path = "old" }\nthen = "deny"\n', "mkdir notes; rm -r old", False),
+    ],
+)
+def test_a_rule_that_allows_a_file_allows_the_way_there(
+    tmp_path: Path, place: Place, rules: str, command: str, done: bool
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(rules, encoding="utf-8")
+    (place.workspace / "old").mkdir()
+    policy = with_writes(read_policy(file))
+    _, events = place.begin([[("run_command", {"command": command})], "ok"], tools=commands.tools(), policy=policy)
+    assert (told(events)[0][0] == "ok") == done
+    assert (place.workspace / "notes").exists() == done
+
+
+@pytest.mark.parametrize(("goal", "done"), [("do it", False), ("run `echo x > secret` for me", True)])
+def test_a_file_that_a_command_changes_is_as_little_the_users_as_the_command(
+    tmp_path: Path, place: Place, goal: str, done: bool
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nwhen = { path = "secret" }\nfrom = "untrusted"\nthen = "deny"\nwhy = "No."\n')
+    script = [[("run_command", {"command": "echo x > secret"})], "ok"]
+    agent = place.agent(script, commands.tools(), policy=with_writes(read_policy(file)))
+    ((status, text),) = told(place.work(agent, agent.begin(goal)))
+    assert (status, text) == (("ok", text) if done else ("refused", "secret: No."))
+    assert (place.file("secret") is not None) == done
+
+
+def test_a_note_that_the_user_names_is_the_users_file_whoever_wrote_its_text(tmp_path: Path, place: Place) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nwhen = { path = "notes/*" }\nfrom = "untrusted"\nthen = "deny"\nwhy = "No."\n')
+    script = [[("add_note", {"name": name, "text": "x"}) for name in ("may", "june")], "ok"]
+    agent = place.agent(script, notes.tools(), policy=with_writes(read_policy(file)))
+    events = place.work(agent, agent.begin("note it in may"))
+    assert told(events) == [("ok", "noted in notes/may.md"), ("refused", "notes/june.md: No.")]
+
+
+def test_a_file_in_a_new_folder_is_written_where_a_rule_allows_it(tmp_path: Path, place: Place) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(NOTES + REST, encoding="utf-8")
+    calls = [("write_file", {"path": path, "text": "x"}) for path in ("notes/a", "notes", "other/a")]
+    agent = place.agent([calls, "ok"], policy=read_policy(file))
+    events = place.work(agent, agent.begin("write notes/a, notes and other/a"))
+    assert [status for status, _ in told(events)] == ["ok", "refused", "refused"]
 
 
 @pytest.mark.parametrize("path", ["./secret/a", " secret/a", "/secret/a", "x/../secret/a", "secret//a", "secret\\a"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
@@ -400,3 +401,11 @@ def test_what_was_said_in_other_runs_holds_values_and_asks_for_no_tool() -> None
     trusted = Trusted(["what is new?"], before=["send my letters to amr@example.org"])
     assert trusted.holds("amr@example.org")
     assert not trusted.asks_for(["send"])
+
+
+def test_values_are_soon_looked_for_in_a_long_text_of_the_user() -> None:
+    words = Trusted(["a " * 50_000])
+    values = ["a " * 99 + f"b{number}" for number in range(200)]
+    began = time.process_time()
+    assert not any(map(words.holds, values))
+    assert time.process_time() - began < 1  # about 0.02; with a pattern alone 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -49,6 +50,47 @@ def test_each_value_is_quoted_where_it_was_read_first(value: Any, by: str | None
     (found,) = sources({"to": [value]}, USER, TOLD)
     assert (found.argument, found.value, found.told_by) == ("to", str(value), by)
     assert quote in found.quote
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("the quick brown fox jumps over it " * 60, "value number {} is not there"),
+        ("اكتب الملف في المجلد قيمة " * 80, "قيمة {}"),
+        ("a " * 1000, "a " * 99 + "b{}"),
+        ("a" * 2000, "a"),
+        (("- " * 99 + "-x ") * 10, "- " * 99 + "-"),
+        ("a" + " " * 1999, "a b{}"),
+    ],
+)
+def test_values_are_soon_looked_for_whatever_texts_and_values_are(text: str, value: str) -> None:
+    told = [Message("tool", text[:2000], tool_call_id=f"{i}.0") for i in range(500)]
+    arguments = {f"a{i}": value.format(i) for i in range(50)}
+    began = time.process_time()
+    assert len(sources(arguments, USER, told)) == 8
+    assert time.process_time() - began < 0.25  # about 0.03; with patterns up to 4
+
+
+def test_what_the_user_or_the_tools_author_said_is_left_out_inside_of_values_too() -> None:
+    user = Trusted(["ادفع ٢٥٠ واكتب 3.0"])
+    (found,) = sources({"x": [{"amount": 250, "copies": 3, "to": "evil"}]}, user, [], {"amount", "copies", "to"})
+    assert (found.argument, found.value, found.told_by) == ("x", "evil", None)
+    found, *_ = sources({"x": {"amount": 250}}, user, [])  # no key that anybody declared
+    assert found.value == "amount"
+
+
+def test_letters_whose_small_form_is_longer_move_no_quote() -> None:
+    (found,) = sources({"a": "camel"}, USER, [Message("user", "İ" * 100 + " a CAMEL! " + "İ" * 100)])
+    assert " a CAMEL! " in found.quote
+    (found,) = sources({"a": "İ" * 3}, USER, [Message("user", "a İİİ b")])
+    assert found.quote == "a İİİ b"
+
+
+def test_a_value_inside_other_words_alone_is_read_nowhere_unless_there_are_too_many() -> None:
+    (found,) = sources({"a": "a"}, USER, [Message("user", "b" + "a" * 900)])
+    assert found.told_by is None
+    (found,) = sources({"a": "a"}, USER, [Message("user", "b" + "a" * 2000 + " a")])
+    assert found.told_by == ""
 
 
 def test_what_the_user_said_what_is_long_and_what_is_much_is_left_out() -> None:

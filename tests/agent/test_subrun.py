@@ -211,6 +211,66 @@ def test_a_run_waits_for_its_helper_and_goes_on_with_a_word_about_it(place: Plac
     assert place.state(run).budget.steps == 12
 
 
+def test_a_word_about_a_helper_is_not_half_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = place.agent(team([[write("a")], "s"]), TOOLS, policy=Policy())
+    run = agent.begin("do it")
+    place.work(agent, run)
+    (asked,) = waiting(place.journal, run)
+    yes = {asked.answer_to(run): Decided(call=asked.intent.call, allowed=True, by="api")}
+    add, left = place.journal.add, iter(range(1))
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        add(*arguments, **options)
+
+    monkeypatch.setattr(place.journal, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        agent.go_on(run, decisions=yes)
+    monkeypatch.undo()
+    # A run that waits, waits for something: else nobody would be shown what keeps it.
+    (line,) = [one for one in place.journal.runs() if one.id == run]
+    assert (line.status, len(waiting(place.journal, run))) == ("running", 1)
+    assert ended(place.work(agent, run)).reason == "waiting"
+    assert ended(place.work(agent, run, decisions=yes)).answer == "done"
+    assert place.file("a") == "x\n"
+
+
+@pytest.mark.parametrize("wrong", ["9.9", "0.0"])
+def test_where_one_word_is_wrong_none_is_taken(place: Place, wrong: str) -> None:
+    agent = place.agent(team([[write("a")], "s"]), TOOLS, policy=Policy())
+    run = agent.begin("do it")
+    place.work(agent, run)
+    (asked,) = waiting(place.journal, run)
+    said = {asked.answer_to(run): asked.intent.call, wrong: wrong}
+    decisions = {one: Decided(call=call, allowed=True, by="api") for one, call in said.items()}
+    with pytest.raises(AgentError, match=r"waits for nobody's word|no call"):
+        agent.go_on(run, decisions=decisions)
+    assert waiting(place.journal, run) == (asked,)
+
+
+def test_a_helper_is_asked_about_together_with_other_calls_and_waits_beside_them(place: Place) -> None:
+    policy = Policy(effects={**Policy().effects, "read": "ask", "pure": "ask"})
+    script = [[hand(), write("b")], "done"]
+    agent = place.agent(team([[write("a"), write("c")], "s"], script), TOOLS, policy=policy)
+    run = agent.begin("do it")
+    place.work(agent, run)
+
+    def decide(*names: str) -> list[Event]:
+        named = {one.answer_to(run): one for one in waiting(place.journal, run) if f"{one.intent.arguments}" in names}
+        yes = {call: Decided(call=one.intent.call, allowed=True, by="api") for call, one in named.items()}
+        assert len(yes) == len(names)
+        return place.work(agent, run, decisions=yes)
+
+    a, b, c = (f"{write(name)[1]}" for name in "abc")
+    assert kinds(decide(f"{hand()[1]}")) == ["decided"]
+    assert ended(place.work(agent, run)).reason == "waiting"
+    assert {f"{one.intent.arguments}" for one in waiting(place.journal, run)} == {a, b, c}
+    assert decide(a) == []
+    assert ended(decide(b, c)).answer == "done"
+    assert [place.file(name) for name in "abc"] == ["x\n"] * 3
+
+
 def test_parts_are_not_gone_on_with_by_themselves(place: Place) -> None:
     agent = place.agent(team([[write("a")]]), TOOLS, policy=Policy())
     run = agent.begin("do it")

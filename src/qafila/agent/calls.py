@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qafila.agent.carry_out import after_crash, checked, do_edits, outcome
@@ -13,7 +14,7 @@ from qafila.agent.edits import Edit
 from qafila.agent.events import Asked, Decided, Ended, Event, Intended, Observed
 from qafila.agent.observation import Observation, observation
 from qafila.agent.policy import Policy, Verdict, proposed
-from qafila.agent.provenance import Trusted
+from qafila.agent.provenance import Trusted, declared_keys
 from qafila.agent.reasons import Reason, coded
 from qafila.agent.result import Paused, Result
 from qafila.agent.sources import sources
@@ -93,7 +94,7 @@ class Calls:
         ``edits``: what the call will change, once that is known.
         """
         call = proposed(tool, pending.call.arguments, self._trusted())
-        verdict, why = self._policy.judge_paths(call, (edit.path for edit in edits))
+        verdict, why = self._policy.judge_paths(call, edits)
         if verdict == "allow" and pending.unsure:
             return "ask", Reason("unsure_tool", tool=tool.name)
         return verdict, why
@@ -129,6 +130,8 @@ class Calls:
             return
         if pending.intent is not None:
             intent = pending.intent
+            # In a fork it is that of the run in which it was begun: twice is once.
+            surroundings = replace(surroundings, key=intent.key)
             known = None if tool.repeats else after_crash(intent, surroundings)
             if known is not None:
                 yield _observed(pending, known, started)
@@ -138,9 +141,10 @@ class Calls:
             if verdict == "deny":
                 yield _observed(pending, observation(why, "refused"), started)
                 return
-            made = (
-                pending.asked.intent if pending.asked else await intended(tool, pending.call, arguments, surroundings)
-            )
+            if pending.asked:  # in a fork it was shown with another key
+                made: Intended | Observation = pending.asked.intent.model_copy(update={"key": surroundings.key})
+            else:
+                made = await intended(tool, pending.call, arguments, surroundings)
             if isinstance(made, Observation):
                 yield _observed(pending, made, started)
                 return
@@ -207,7 +211,8 @@ class Calls:
         call = proposed(tool, intent.arguments, self._trusted())
         names = call.untrusted & call.controls if call.controls else call.untrusted
         foreign = {name: value for name, value in intent.arguments.items() if name in names}
-        found = sources(foreign, self._trusted(), self._told())
+        declared = frozenset(declared_keys(tool.schema.parameters))
+        found = sources(foreign, self._trusted(), self._told(), declared)
         return Asked(intent=intent, why=why, coded=coded(why), sources=found)
 
     async def _decided(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:

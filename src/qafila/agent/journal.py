@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from qafila.agent.audit_log import AuditLog, append
-from qafila.agent.events import EVENT, Began, Decided, Ended, Event, Intended, Resumed
+from qafila.agent.events import EVENT, Began, Decided, Ended, Event, Intended, Observed, Resumed
 from qafila.agent.journal_tables import EVENTS, INBOX, RUNS, SCHEMA
 from qafila.agent.memory.store import Memory
 from qafila.agent.run_lock import BusyError, run_lock
@@ -250,7 +250,7 @@ class Journal:
             raise AgentError(f"run {run} is a part of run {first.parent.run}; fork that one")
         shared = [one.event for one in recorded[: after + 1]]
         allowed = {event.call for event in shared if isinstance(event, Decided) and event.allowed}
-        if unused := sorted(allowed - {event.call for event in shared if isinstance(event, Intended)}):
+        if unused := sorted(allowed - {event.call for event in shared if isinstance(event, Intended | Observed)}):
             raise AgentError(
                 f"call {unused[0]} of run {run} is allowed by then and made later, and what a person allows is "
                 "done once; fork before it was allowed, or after it was made"

@@ -19,12 +19,12 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, get_args
 
-from qafila.agent.edits import inside
+from qafila.agent.edits import Edit, inside
 from qafila.agent.provenance import Trusted, declared_keys, untrusted
 from qafila.agent.reasons import Code, Reason
 from qafila.agent.tool import EFFECTS, Effect, Tool
@@ -170,17 +170,33 @@ class Policy:
             return "ask", Reason("not_asked_for", tool=call.tool)
         return verdict, why
 
-    def judge_paths(self, call: Proposed, paths: Iterable[str]) -> tuple[Verdict, str]:
+    def judge_paths(self, call: Proposed, edits: Sequence[Edit]) -> tuple[Verdict, str]:
         """As `judge`, of a call whose changes are known: rules about paths are of the files, whichever tool it is.
 
+        Where a rule fits a file in a new folder, rules after it do not count for the folder: it is the way there.
+
         Args:
-            call: which. paths: of all that it changes.
+            call: which. edits: all that it changes.
         """
         verdict, why = self.judge(call)
-        for path in paths:
-            there = replace(call, arguments={**call.arguments, "path": path})
-            rule = next((one for one in self.rules if one.fits(there)), None)
-            if rule is not None and "path" in rule.when and VERDICTS.index(rule.then) > VERDICTS.index(verdict):
+        # Paths follow from the arguments that say where a call acts, and are as little the user's as those.
+        steered = call.untrusted & (call.controls or call.untrusted)
+        if "path" not in call.arguments and steered:
+            call = replace(call, untrusted=call.untrusted | {"path"})
+        fitting: dict[str, int] = {}
+        for edit in edits:
+            there = replace(call, arguments={**call.arguments, "path": edit.path})
+            number = next((number for number, one in enumerate(self.rules) if one.fits(there)), None)
+            if number is not None:
+                fitting[edit.path] = number
+        new = {edit.path for edit in edits if edit.what == "folder" and edit.kind == "created"}
+        for path, number in list(fitting.items()):
+            for folder in new.intersection(map(str, PurePosixPath(path).parents)):
+                if number < fitting.get(folder, -1):
+                    del fitting[folder]
+        for path, number in fitting.items():
+            rule = self.rules[number]
+            if "path" in rule.when and VERDICTS.index(rule.then) > VERDICTS.index(verdict):
                 verdict, why = rule.then, f"{path}: {rule.why or f'{self.source}, line {rule.line}'}"
         return verdict, why
 

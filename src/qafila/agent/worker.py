@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ from qafila.agent.state import State
 from qafila.agent.subrun import (
     DELEGATE,
     MOST_DEPTH,
+    Waiting,
     begin_part,
     came_to,
     depth,
@@ -104,40 +105,38 @@ class Worker:
         self.state.add(event)
         return Recorded(number, time.time(), event)
 
-    def opening(self, say: str | None, decisions: Mapping[str, Decided], budget: Budget | None = None) -> list[Event]:
-        """What comes before the first turn; ``budget``: of a sub-run, by what its run has left.
+    def opening(
+        self, say: str | None, decisions: Mapping[str, Decided], budget: Budget | None = None
+    ) -> Iterator[Event]:
+        """What comes before the first turn, each to be written down before the next; ``budget``: of a sub-run.
 
-        Where a word on some calls is still missing, the run stays as it is with the words there are.
+        Where a word on some calls is still missing, the run stays as it is with the words there are. Where a word is
+        about no call that waits, none of them counts.
         """
-        events: list[Event] = []
-        asked = {one.answer_to(self._run) for one in waiting(self._agent.journal, self._run)} if decisions else set()
-        if self.state.ended is not None and (say or not asked - decisions.keys()):
-            events.append(Resumed(budget=budget or fresh(self.state)))
+        asked = {one.answer_to(self._run): one for one in waiting(self._agent.journal, self._run)} if decisions else {}
+        for call in decisions.keys() - asked.keys():
+            self.state.of_call(call)
+            raise AgentError(f"call {call} of run {self._run} waits for nobody's word")
+        if self.state.ended is not None and (say or not asked.keys() - decisions.keys()):
+            # First of all: a run that waits always waits for something.
+            yield Resumed(budget=budget or fresh(self.state))
             for number, kind, _ in self._agent.journal.wishes(self._run):
                 if kind == "cancel":  # it meant the work that has ended
                     self._agent.journal.granted(number)
         for call, decided in decisions.items():
-            if self._decided_in_part(call, decided):
-                continue
-            pending = self.state.of_call(call)
-            if pending.asked is None or pending.decided is not None:
-                raise AgentError(f"call {call} of run {self._run} waits for nobody's word")
-            events.append(decided)
+            if asked[call].run == self._run:
+                yield decided
+            else:
+                self._decide_in_part(asked[call], decided)
         if say:
-            events.append(Steered(text=say))
-        return events
+            yield Steered(text=say)
 
-    def _decided_in_part(self, key: str, decided: Decided) -> bool:
-        """Write down what was said of a call that waits in a part of the run, if one with this key does."""
+    def _decide_in_part(self, asked: Waiting, decided: Decided) -> None:
+        """Write down what was said of a call that waits in a part of the run."""
         journal = self._agent.journal
-        parts = (one for one in waiting(journal, self._run) if one.run != self._run)
-        found = next((one for one in parts if one.intent.key == key), None)
-        if found is None:
-            return False
-        with journal.hold(found.run, patience=PATIENCE):
-            number = len(journal.events(found.run))
-            journal.add(found.run, number, decided.model_copy(update={"call": found.intent.call}))
-        return True
+        with journal.hold(asked.run, patience=PATIENCE):
+            number = len(journal.events(asked.run))
+            journal.add(asked.run, number, decided.model_copy(update={"call": asked.intent.call}))
 
     async def turns(self) -> AsyncIterator[Recorded]:
         """Until the run ends, one event after another."""

@@ -89,7 +89,7 @@ class Service:
             intent = await intended(tool, call, arguments, place)
             if isinstance(intent, Observation):
                 return intent
-            verdict, why = self._policy.judge_paths(judged, (edit.path for edit in intent.edits))
+            verdict, why = self._policy.judge_paths(judged, intent.edits)
             if verdict == "allow":
                 return await _carried_out(tool, intent, arguments, place)
         if verdict == "deny" or ask is None:
