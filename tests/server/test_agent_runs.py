@@ -119,13 +119,29 @@ def test_calls_of_one_answer_wait_together(place):
         for wrong in (["0.1"], ["0.0", "0.1"], ["0.0", "9.9"]):
             error = ask.post(f"{RUNS}/{run}/decide", {"calls": wrong, "allowed": True}, status=409)["error"]
             assert error["message"] == f"call {wrong[-1]!r} of run {run} waits for nobody's word"
-        for wrong in ([], ["0.0"] * 65, "0.0", None):
+        for wrong in ([], ["0.0"] * 1025, "0.0", None):
             assert ask.post(f"{RUNS}/{run}/decide", {"calls": wrong, "allowed": True}, status=400)
         assert not any(map(place.file, names))
         ask.post(f"{RUNS}/{run}/decide", {"calls": ["0.2", "0.0"], "allowed": True})
         kinds = [kind for kind, _ in ask.watch(run, after=5)]
         assert kinds[:4] == ["decided", "resumed", "decided", "decided"]
         assert [place.file(name) for name in names] == ["x\n", None, "x\n"]
+
+
+def test_words_on_several_calls_may_come_at_once(place):
+    writes = [("write_file", {"path": f"{number}.txt", "text": "x"}) for number in range(6)]
+    with place.serve([writes, "done"], free=False) as ask:
+        run = ask.begin("write them")
+        ask.watch(run)
+
+        def decide(number: int) -> int:
+            body = {"calls": [f"0.{number}"], "allowed": True}
+            return httpx.post(f"{ask.url}{RUNS}/{run}/decide", json=body, timeout=30).status_code
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(decide, range(6))) == [200] * 6
+        ask.until(run, "done")
+        assert all(place.file(f"{number}.txt") == "x\n" for number in range(6))
 
 
 def test_what_writes_waits_for_a_word_and_happens_once(place):

@@ -56,7 +56,7 @@ class RunBody(Body):
 class DecideBody(Body):
     """``POST /v1/agent/runs/{id}/decide``."""
 
-    calls: list[_Call] = Field(min_length=1, max_length=64)
+    calls: list[_Call] = Field(min_length=1, max_length=1024)
     allowed: bool
     reason: _Text = ""
 

@@ -174,14 +174,15 @@ async def decide(request: Request, run_id: str, body: DecideBody) -> Response:
     from qafila.agent.subrun import waiting
 
     agents, caller, line = agents_of(request), caller_of(request), await _line(request, run_id)
-    await _at_rest(agents, line)
-    asked = {one.answer_to(line.id) for one in await asyncio.to_thread(waiting, agents.journal, line.id)}
-    unknown = next((one for one in body.calls if one not in asked), None)
-    if unknown is not None:
-        raise ApiError(409, f"call {unknown!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
-    await _admitted(request, caller)
-    decided = {one: Decided(call=one, allowed=body.allowed, by="api", reason=body.reason) for one in body.calls}
-    return await _went_on(agents, line, agents.go_on(line, caller, decided=decided))
+    async with agents.deciding(line.id):
+        await _at_rest(agents, line)
+        asked = {one.answer_to(line.id) for one in await asyncio.to_thread(waiting, agents.journal, line.id)}
+        unknown = next((one for one in body.calls if one not in asked), None)
+        if unknown is not None:
+            raise ApiError(409, f"call {unknown!r:.64} of run {line.id} waits for nobody's word", code="not_waiting")
+        await _admitted(request, caller)
+        decided = {one: Decided(call=one, allowed=body.allowed, by="api", reason=body.reason) for one in body.calls}
+        return await _went_on(agents, line, agents.go_on(line, caller, decided=decided))
 
 
 @router.post("/v1/agent/runs/{run_id}/say", summary="Tell a run something")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from qafila.agent.choose import settled
 from qafila.agent.config import Config
@@ -81,6 +82,7 @@ class Agents:
         self._pool = ThreadPoolExecutor(settings.at_once, thread_name_prefix="qafila-agent")
         self._active: dict[str, _Active] = {}
         self._opening: set[str] = set()
+        self._deciding: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._taking_up: asyncio.Task[None] | None = None
         self._closing = False
@@ -201,6 +203,10 @@ class Agents:
     def is_active(self, run: str) -> bool:
         """Whether this server works on a run, or will in a moment."""
         return run in self._active or run in self._opening
+
+    def deciding(self, run: str) -> asyncio.Lock:
+        """To be held while a word on a run's calls is taken: words on several of them may come at once."""
+        return self._deciding.setdefault(run, asyncio.Lock())
 
     def active(self) -> frozenset[str]:
         """The runs that this server works on, or will in a moment."""
