@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -137,6 +139,18 @@ def test_urls_that_are_refused(url, problem):
     with pytest.raises(UsageError, match=problem) as caught:
         database.open_database(url)
     assert "secret" not in str(caught.value)
+
+
+def test_who_opens_a_database_that_another_just_makes_waits(tmp_path):
+    file = tmp_path / "new.sqlite3"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.2, other.execute, ["COMMIT"]).start()
+    engine = database.open_database(f"sqlite:///{file}")
+    with database.reading(engine) as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    engine.dispose()
+    other.close()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -281,10 +281,12 @@ def test_ctrl_c_at_a_question_ends_it_and_the_run_waits(shell: Shell, typed_at: 
     shell.script([WRITE, "written"])
 
     def interrupt() -> None:
-        journal = Journal(shell.url)
-        while not any(one.event.kind == "asked" for run in journal.runs() for one in journal.events(run.id)):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            journal = Journal(shell.url)
+            while not any(one.event.kind == "asked" for run in journal.runs() for one in journal.events(run.id)):
+                time.sleep(0.02)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
 
     typed_at("")
     other = threading.Thread(target=interrupt)
