@@ -149,7 +149,8 @@ class Calls:
                 yield _observed(pending, made, started)
                 return
             intent = made
-            verdict, why = self._judge(pending, tool, intent.edits)
+            if intent.edits:
+                verdict, why = self._judge(pending, tool, intent.edits)
             if verdict == "deny":
                 yield _observed(pending, observation(why, "refused"), started)
                 return
@@ -200,7 +201,8 @@ class Calls:
             made = await intended(tool, pending.call, arguments, self._surroundings(pending.call.id))
             if isinstance(made, Observation) or touched & {edit.path for edit in made.edits}:
                 return
-            verdict, why = self._judge(pending, tool, made.edits)
+            if made.edits:
+                verdict, why = self._judge(pending, tool, made.edits)
             if verdict != "ask":
                 return
             touched |= {edit.path for edit in made.edits}

@@ -153,9 +153,10 @@ class Policy:
         Whatever the rules allow, a call that acts on the world at a place that is not the user's, or with a tool that
         is not the user's choice, needs a person's word, unless a rule with ``from = "untrusted"`` allows just that.
         """
-        rule = next((one for one in self.rules if one.fits(call)), None)
+        number = self._first(call)
+        rule = None if number is None else self.rules[number]
         if rule is not None:
-            verdict, why = rule.then, rule.why or Reason("rule", source=self.source, line=rule.line)
+            verdict, why = rule.then, self._why(rule)
         else:
             verdict = self.effects.get(call.effect, "deny")
             why = Reason(_OF_EFFECTS[verdict], effect=call.effect)
@@ -185,8 +186,7 @@ class Policy:
             call = replace(call, untrusted=call.untrusted | {"path"})
         fitting: dict[str, int] = {}
         for edit in edits:
-            there = replace(call, arguments={**call.arguments, "path": edit.path})
-            number = next((number for number, one in enumerate(self.rules) if one.fits(there)), None)
+            number = self._first(replace(call, arguments={**call.arguments, "path": edit.path}))
             if number is not None:
                 fitting[edit.path] = number
         new = {edit.path for edit in edits if edit.what == "folder" and edit.kind == "created"}
@@ -197,8 +197,15 @@ class Policy:
         for path, number in fitting.items():
             rule = self.rules[number]
             if "path" in rule.when and VERDICTS.index(rule.then) > VERDICTS.index(verdict):
-                verdict, why = rule.then, f"{path}: {rule.why or f'{self.source}, line {rule.line}'}"
+                verdict, why = rule.then, f"{path}: {self._why(rule)}"
         return verdict, why
+
+    def _first(self, call: Proposed) -> int | None:
+        """The number of the rule that decides on a call, if one does."""
+        return next((number for number, rule in enumerate(self.rules) if rule.fits(call)), None)
+
+    def _why(self, rule: Rule) -> str:
+        return rule.why or Reason("rule", source=self.source, line=rule.line)
 
 
 def with_writes(policy: Policy) -> Policy:

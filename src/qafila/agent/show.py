@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from qafila.agent.edits import Edit
 from qafila.agent.events import (
     Answered,
     Asked,
@@ -25,6 +26,7 @@ from qafila.agent.events import (
 from qafila.agent.journal import Recorded, RunLine
 from qafila.agent.state import State
 from qafila.agent.subrun import Waiting
+from qafila.agent.undo import Forgotten
 from qafila.text.messages import Message
 
 _MOST_VALUE, _MOST_RESULT, _MOST_EDITS = 60, 200, 8
@@ -109,6 +111,26 @@ def summary(run: str, state: State) -> str:
     return f"run {run}: {how}; {steps}, {tokens}, {state.seconds:.1f} s{cost}"
 
 
+def question(run: str, waits: Waiting) -> dict[str, Any]:
+    """What a run, or a part of it, asks about, for programs: ``call`` is what an answer is given under."""
+    asked, intent = waits.asked, waits.intent
+    return {
+        "call": waits.answer_to(run),
+        "name": intent.name,
+        "arguments": intent.arguments,
+        "effect": intent.effect,
+        "why": asked.why,
+        "coded": None if asked.coded is None else asked.coded.model_dump(mode="json"),
+        "sources": [one.model_dump() for one in asked.sources],
+        "edits": edits(intent.edits),
+    }
+
+
+def edits(some: Iterable[Edit | Forgotten]) -> list[dict[str, Any]]:
+    """Edits, and entries of the memory that were taken back, as people see them, not as bytes."""
+    return [{"path": edit.path, "diff": edit.diff()} for edit in some]
+
+
 def as_json(
     run: str,
     recorded: Iterable[Recorded],
@@ -134,18 +156,7 @@ def as_json(
         "status": ended.reason if ended is not None else "running" if working else "interrupted",
         "answer": ended.answer if ended is not None else "",
         "detail": ended.detail if ended is not None else "",
-        "waits_for": [
-            {
-                "run": one.run,
-                "call": one.answer_to(run),
-                "name": one.intent.name,
-                "arguments": one.intent.arguments,
-                "why": one.asked.why,
-                "sources": [source.model_dump() for source in one.asked.sources],
-                "edits": [{"path": edit.path, "diff": edit.diff()} for edit in one.intent.edits],
-            }
-            for one in asked
-        ],
+        "waits_for": [{"run": one.run, **question(run, one)} for one in asked],
         "parts": list(parts),
         "part_of": None if state.began.parent is None else state.began.parent.run,
         "steps": state.steps,

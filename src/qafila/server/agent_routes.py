@@ -224,8 +224,8 @@ async def resume(request: Request, run_id: str, body: ResumeBody | None = None) 
 @router.post("/v1/agent/runs/{run_id}/undo", summary="Take back what a run changed")
 async def undo(request: Request, run_id: str, body: UndoBody | None = None) -> Response:
     """Take back the changes of the run's last call that made some, or ``all`` of them."""
+    from qafila.agent.show import edits
     from qafila.agent.undo import undo as take_back
-    from qafila.server.agent_views import edits
 
     agents, line = agents_of(request), await _line(request, run_id)
     everything = body is not None and body.all

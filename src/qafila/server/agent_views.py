@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from qafila.agent.edits import Edit
 from qafila.agent.events import Answered, Asked, Began, Event, Intended
 from qafila.agent.journal import Journal, Recorded, RunLine
+from qafila.agent.show import edits, question
 from qafila.agent.state import State
 from qafila.agent.subrun import Waiting, waiting
-from qafila.agent.undo import Forgotten
 
 # Endings that have a state of their own; after the others the run is stopped.
 _STATES = {"done": "done", "waiting": "waiting", "failed": "failed"}
@@ -43,7 +42,7 @@ def run_object(
         "steps": state.steps,
         "usage": {"read": state.spent.read, "cached": state.spent.cached, "generated": state.spent.generated},
         "cost": state.cost,
-        "pending": [_asked(line.id, one) for one in asked],
+        "pending": [question(line.id, one) for one in asked],
         "events": state.events,
     }
 
@@ -85,28 +84,9 @@ def approvals(journal: Journal, line: RunLine) -> list[dict[str, Any]]:
         if isinstance(one.event, Asked)
     }
     return [
-        {"run": line.id, "goal": line.goal, **_asked(line.id, one), "at": asked_at[one.run, one.intent.call]}
+        {"run": line.id, "goal": line.goal, **question(line.id, one), "at": asked_at[one.run, one.intent.call]}
         for one in waits
     ]
-
-
-def _asked(run: str, asked: Waiting) -> dict[str, Any]:
-    intent = asked.intent
-    return {
-        "call": asked.answer_to(run),
-        "name": intent.name,
-        "arguments": intent.arguments,
-        "effect": intent.effect,
-        "why": asked.asked.why,
-        "coded": None if asked.asked.coded is None else asked.asked.coded.model_dump(mode="json"),
-        "sources": [one.model_dump() for one in asked.asked.sources],
-        "edits": edits(intent.edits),
-    }
-
-
-def edits(some: Iterable[Edit | Forgotten]) -> list[dict[str, Any]]:
-    """Edits, and entries of the memory that were taken back, as people see them, not as bytes."""
-    return [{"path": edit.path, "diff": edit.diff()} for edit in some]
 
 
 def event_object(one: Recorded, step: int) -> dict[str, Any]:
