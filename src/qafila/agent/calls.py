@@ -210,11 +210,12 @@ class Calls:
 
     def _asked(self, tool: Tool, intent: Intended, why: str) -> Asked:
         """The question about a call, with where the values come from that it acts on."""
-        call = proposed(tool, intent.arguments, self._trusted())
+        trusted = self._trusted()
+        call = proposed(tool, intent.arguments, trusted)
         names = call.untrusted & call.controls if call.controls else call.untrusted
         foreign = {name: value for name, value in intent.arguments.items() if name in names}
         declared = frozenset(declared_keys(tool.schema.parameters))
-        found = sources(foreign, self._trusted(), self._told(), declared)
+        found = sources(foreign, trusted, self._told(), declared)
         return Asked(intent=intent, why=why, coded=coded(why), sources=found)
 
     async def _decided(self, pending: Sequence[Pending]) -> AsyncIterator[Event]:

@@ -31,6 +31,7 @@ from qafila.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
     from qafila.agent.calibration import Calibration
+    from qafila.agent.config import Config
     from qafila.agent.events import Choosing
     from qafila.agent.journal import Journal
     from qafila.agent.loop import Agent, Settings
@@ -124,8 +125,8 @@ def _begin(
     where = workspace(folder)
     text = stdin.whole() if goal == "-" else goal
     check_goal(text)
-    usual = load_config(config).token_prices
-    paid = prices(cost, usual, read=price_read, cached=price_cached, generated=price_generated)
+    configured = load_config(config)
+    paid = prices(cost, configured.token_prices, read=price_read, cached=price_cached, generated=price_generated)
     settings = Settings(
         budget=Budget(steps=steps, tokens=tokens, seconds=seconds, cost=cost),
         prices=paid,
@@ -138,7 +139,7 @@ def _begin(
     given = read_calibration(calibration) if calibration is not None else None
     agent = _agent(
         journal, where, tool_names(tools), None, load_policy(yes, policy), settings, as_json, choose, given,
-        config=config, remembers=not no_memory, model=model, endpoint=endpoint, key_variable=key_env, threads=threads,
+        configured, remembers=not no_memory, model=model, endpoint=endpoint, key_variable=key_env, threads=threads,
         context=context, adapter=adapter,
     )  # fmt: skip
     work(agent, asyncio.run(agent.start(text)), as_json)
@@ -297,7 +298,7 @@ def _agent(
     as_json: bool,
     choose: str | None,
     given: Calibration | None,
-    config: Path | None,
+    configured: Config,
     remembers: bool = True,
     owner: str = "",
     **model: Any,
@@ -307,7 +308,6 @@ def _agent(
     from qafila.agent.tools.builtin import Resources, builtin, rules_of_nothing
 
     memory = journal.memory if remembers else None
-    configured = load_config(config)
     resources = Resources(configured, memory=memory, owner=owner, others=mcp_tools(configured)())
     toolbox = builtin(names, resources, more)
     for note in rules_of_nothing(policy, resources):
@@ -353,6 +353,6 @@ def _same_agent(
     named = source is not None and source.name == "COMMANDLINE"  # a variable is for runs that have none of their own
     rules = policy if named or not began.policy else Path(began.policy)
     return _agent(
-        journal, where, names, more, load_policy(yes, rules), Settings(), as_json, None, None, config,
+        journal, where, names, more, load_policy(yes, rules), Settings(), as_json, None, None, load_config(config),
         owner=journal.owner(run), model=began.model, **model,
     )  # fmt: skip
