@@ -4,7 +4,7 @@ import { listApprovals } from "./agent_api.js";
 import { answerToAll } from "./approval_answer.js";
 import { approvalCard } from "./approval_card.js";
 import { attempt } from "./attempt.js";
-import { h } from "./elements.js";
+import { h, place } from "./elements.js";
 import { dateTime, t } from "./i18n.js";
 
 const keyOf = ({ run, call }) => `${run} ${call}`;
@@ -50,13 +50,8 @@ export class ApprovalsView {
       }
     }
     const kept = new Map(wanted.map(([key, make]) => [key, this.#cards.get(key) ?? make()]));
-    for (const [key, card] of this.#cards) if (!kept.has(key)) card.remove();
     this.#cards = kept;
-    this.list.querySelector(":scope > .none")?.remove();
-    [...kept.values()].forEach((card, i) => {
-      if (this.list.children[i] !== card) this.list.insertBefore(card, this.list.children[i] ?? null);
-    });
-    if (kept.size === 0) this.list.append(h("p", { class: "none" }, t("noApprovals")));
+    place(this.list, kept.size > 0 ? [...kept.values()] : [h("p", { class: "none" }, t("noApprovals"))]);
   }
 
   #decided(keys) {

@@ -39,3 +39,11 @@ export function iconButton(name, label, onClick, props = {}) {
 }
 
 export const byId = (id) => document.getElementById(id);
+
+/** Make a list hold these elements in this order, moving none that is in its place. */
+export function place(list, elements) {
+  for (const old of [...list.children]) if (!elements.includes(old)) old.remove();
+  elements.forEach((element, i) => {
+    if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null);
+  });
+}

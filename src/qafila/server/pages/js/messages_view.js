@@ -1,7 +1,7 @@
 // The list of messages, and the scrolling: it follows a growing answer only while the reader is at the end.
 
 import { AssistantMessage } from "./assistant_message.js";
-import { byId, h } from "./elements.js";
+import { byId, h, place } from "./elements.js";
 import { t } from "./i18n.js";
 import { settings } from "./settings.js";
 import { path } from "./tree.js";
@@ -63,17 +63,9 @@ export class MessagesView {
     });
     this.#views = kept;
     for (const one of kept.values()) if (!one.element.querySelector(".editor")) one.update();
-    this.#place(elements);
+    place(this.#list, elements);
     document.body.classList.toggle("empty", nodes.length === 0);
     this.#follow();
-  }
-
-  /** Make the list hold these elements, moving none that is in its place. */
-  #place(elements) {
-    for (const old of [...this.#list.children]) if (!elements.includes(old)) old.remove();
-    elements.forEach((element, i) => {
-      if (this.#list.children[i] !== element) this.#list.insertBefore(element, this.#list.children[i] ?? null);
-    });
   }
 
   #make(node) {
